@@ -6,8 +6,8 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-# optax's public functions that build an optimiser from a learning rate.
-_EXCLUDED = {"apply_updates", "scale_by_learning_rate", "inject_hyperparams"}
+# They take a learning rate but need more than a gradient, or are no whole optimiser.
+_EXCLUDED = {"lbfgs", "scale_by_rprop"}
 
 
 def optimizer_names() -> list[str]:
@@ -24,8 +24,8 @@ def optimizer_names() -> list[str]:
 
 def schedule_names() -> list[str]:
     """Names that `config.optimizer.schedule.name` accepts."""
-    names = [name for name in vars(optax.schedules) if name.endswith("_schedule")]
-    return sorted(["constant", *names])
+    public = [name for name in vars(optax.schedules) if not name.startswith("_")]
+    return sorted(["constant", *(name for name in public if name.endswith("_schedule"))])
 
 
 def _check_args(field: str, function: Any, args: dict[str, Any]) -> None:

@@ -1,0 +1,162 @@
+"""Runs the arms of a study over its seeds, and writes what came out."""
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from reprise.common import config as configs
+from reprise.common.studies import summary
+from reprise.common.studies.study import Study
+from reprise.common.training import loop, run
+
+log = logging.getLogger("reprise")
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | None = None) -> str:
+    """Trains every arm over `config.study.seeds`; finished arms are kept, stopped ones continue.
+
+    Writes `results/<paper>/<variant>.json` and the figures beside it.
+
+    Args:
+      config: of the method; the arms are changes of it.
+      workdir: one folder an arm below it.
+      results: folder for the results; default: `results` in the current folder.
+
+    Returns:
+      What to print: the table, the claim, the paths, the command to run next.
+    """
+    study = run.recipe(config).study(config)
+    workdir = Path(workdir).expanduser().resolve()
+    seeds = tuple(config.study.seeds)
+    # Every arm is checked before the first one trains.
+    arm_configs = {
+        name: configs.apply_overrides(config, arm.overrides) for name, arm in study.arms.items()
+    }
+    for arm_config in arm_configs.values():
+        configs.validate(arm_config, jax.device_count(), jax.process_count())
+    arms: dict[str, Any] = {}
+    states: dict[str, list[Any]] = {}
+    with loop.Preemption() as preemption:
+        for name, arm_config in arm_configs.items():
+            log.info("arm %s, seeds %s", name, ", ".join(map(str, seeds)))
+            done = run.run(arm_config, workdir / name, seeds=seeds, preemption=preemption)
+            states[name] = done.states
+            arms[name] = {
+                "metrics": measured(done, seeds, study, study.arms[name].reported),
+                "seconds": run.seconds(workdir / name),
+            }
+    numbers = {
+        name: {metric: np.asarray(row["per_seed"]) for metric, row in arm["metrics"].items()}
+        for name, arm in arms.items()
+    }
+    text, holds = study.claim(numbers)
+    record = {
+        "paper": config.paper,
+        "variant": config.variant,
+        "command": command(config),
+        "commit": commit(),
+        "config_hash": configs.digest(configs.identity(config)),
+        "versions": versions(),
+        "device": device(),
+        "date": datetime.date.today().isoformat(),
+        "seeds": list(seeds),
+        "arms": arms,
+        "claim": {"text": text, "holds": bool(holds)},
+    }
+    folder = Path(results or "results") / config.paper
+    path = folder / f"{config.variant}.json"
+    figures: list[Path] = []
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        if study.figures:
+            figures = study.figures(config, numbers, states, folder)
+    return summary.of_study(record, path, figures)
+
+
+def measured(
+    done: run.Run, seeds: tuple[int, ...], study: Study, reported: Mapping[str, float]
+) -> dict[str, Any]:
+    """Mean and standard deviation (n - 1) over seeds of each metric of the last evaluation.
+
+    With `study.select`, also of each at the evaluation where that one was highest.
+    """
+    per_seed = [dict(metrics) for metrics in done.metrics]
+    if study.select:
+        last = done.history[-1]["phase"]
+        for seed, metrics in zip(seeds, per_seed, strict=True):
+            rows = [
+                row
+                for row in done.history
+                if (row["phase"], row["seed"], row["kind"]) == (last, seed, "eval")
+            ]
+            best = max(rows, key=lambda row: row[study.select])
+            metrics |= {f"{name}@best": best[name] for name in list(metrics)}
+    out = {}
+    for name in sorted(per_seed[0]):
+        values = [metrics[name] for metrics in per_seed]
+        out[name] = {
+            "per_seed": values,
+            "mean": float(np.mean(values)),
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+            "reported": reported.get(name),
+        }
+    return out
+
+
+def command(config: ConfigDict) -> str:
+    """The line that repeats this study: the config's file, its variant and what was changed."""
+    line = f"python launch.py --config=configs/{config.paper}.py:{config.variant} --study"
+    try:
+        original = configs.to_plain(run.load_config(f"{config.paper}:{config.variant}"))
+    except ValueError:
+        return line
+    changed = []
+    for difference in configs.differences(original, configs.to_plain(config)):
+        field = difference.partition(":")[0]
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        shown = f'"{value}"' if isinstance(value, tuple) else value
+        changed.append(f"--config.{field}={shown}")
+    return " ".join([line, *changed])
+
+
+def commit() -> str:
+    """The commit of the source, with "+" where files differ from it; "unknown" outside git."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*args: str) -> str:
+        out = subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=True)
+        return out.stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def device() -> str:
+    kind = jax.devices()[0].device_kind
+    if kind.lower() == "cpu":
+        return f"CPU, {len(os.sched_getaffinity(0))} cores"
+    return f"{jax.device_count()} x {kind}"

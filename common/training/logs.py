@@ -1,0 +1,108 @@
+"""Where metrics go: metrics.jsonl, and TensorBoard and W&B where asked."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def on_terminal() -> bool:
+    """True where a person watches: a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class MetricsLog:
+    """Rows of metrics, in memory and in `workdir/metrics.jsonl`.
+
+    A row is `{"phase", "step", "seed", "kind": "train" | "eval", metric: value, ...}` and holds
+    nothing that differs between two runs of the same config: times go to `timing.jsonl`. Only
+    process 0 writes.
+    """
+
+    def __init__(self, workdir: Path | None, section: Any, name: str):
+        self.rows: list[dict[str, Any]] = []
+        self.path = None if workdir is None else workdir / "metrics.jsonl"
+        self._file = self._timing = self._board = self._wandb = None
+        if workdir is None or jax.process_index() != 0:
+            return
+        self._file = open(workdir / "metrics.jsonl", "a+", encoding="utf-8")
+        self._timing = open(workdir / "timing.jsonl", "a", encoding="utf-8")
+        if section.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"))
+        if section.wandb:
+            import wandb
+
+            self._wandb = wandb.init(
+                project=section.wandb, name=name, dir=str(workdir), id=name, resume="allow"
+            )
+
+    def rewind(self, keep: Any) -> None:
+        """Drops the rows that a resumed run writes again, and a row cut off by a crash.
+
+        Args:
+          keep: row -> whether it stays.
+        """
+        if self._file is None:
+            return
+        self._file.seek(0)
+        rows = []
+        for line in self._file:
+            if line.endswith("\n"):
+                row = json.loads(line)
+                if keep(row):
+                    rows.append(row)
+        self.rows = rows
+        # Through a temporary file: a crash in the middle must not lose the old rows.
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self._file.close()
+        os.replace(temporary, self.path)
+        self._file = open(self.path, "a+", encoding="utf-8")
+
+    def write(
+        self, phase: str, step: int, seed: int, kind: str, metrics: Mapping[str, float]
+    ) -> None:
+        row = {"phase": phase, "step": step, "seed": seed, "kind": kind}
+        row |= {name: float(value) for name, value in sorted(metrics.items())}
+        self.rows.append(row)
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+        prefix = f"{phase}/{kind}" if seed < 0 else f"{phase}/{kind}/seed{seed}"
+        self._scalars(prefix, metrics, step)
+
+    def time(self, phase: str, step: int, **values: float) -> None:
+        """Writes what depends on the machine and the day."""
+        if self._timing is not None:
+            self._timing.write(json.dumps({"phase": phase, "step": step, **values}) + "\n")
+        self._scalars(f"{phase}/speed", values, step)
+
+    def _scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{prefix}/{name}", float(value), step)
+        if self._wandb is not None:
+            row = {f"{prefix}/{name}": float(value) for name, value in values.items()}
+            self._wandb.log({**row, "step": step})
+
+    def sync(self) -> None:
+        """Puts the rows on disk: a checkpoint must never be newer than its metrics."""
+        for file in (self._file, self._timing):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.sync()
+        for sink in (self._file, self._timing, self._board):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()

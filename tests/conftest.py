@@ -1,0 +1,19 @@
+"""Every test sees one CPU device and a compilation cache of its own."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "xla"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(autouse=True)
+def no_home(tmp_path, monkeypatch):
+    """Keeps caches and data of the person who runs the tests out of them."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
