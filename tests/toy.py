@@ -39,7 +39,9 @@ class ToyStream(NamedTuple):
             rng = np.random.default_rng((self.seed, start))
             x = rng.normal(size=(self.batch_size, FEATURES)).astype(np.float32)
             y = (x[:, :CLASSES].argmax(1)).astype(np.int32)
-            yield {"x": x[index::count], "y": y[index::count]}
+            rows = self.batch_size // count
+            own = slice(index * rows, (index + 1) * rows)
+            yield {"x": x[own], "y": y[own]}
             time.sleep(self.delay)
             start += 1
 

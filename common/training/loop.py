@@ -96,7 +96,10 @@ def run_phase(
         shared_batch=shared,
         previous=previous,
     )
-    keys = sharding.put_whole(program.phase_keys(phase, seeds), sharding.replicated(mesh))
+    make_keys = jax.jit(
+        lambda: program.phase_keys(phase, seeds), out_shardings=sharding.replicated(mesh)
+    )
+    keys = make_keys()
     restored = checkpoints.restore(compiled.state) if checkpoints else None
     start, state = restored or (0, compiled.init(keys, previous))
     metrics_log.rewind(lambda row: row["phase"] != phase.name or row["step"] <= start)

@@ -18,7 +18,10 @@ class Stream(Protocol):
     spec: Any  # pytree of jax.ShapeDtypeStruct: one GLOBAL batch
 
     def iterate(self, start: int) -> Iterator[Batch]:
-        """Yields this process's rows (numpy) of batches start, start + 1, ... without end."""
+        """Yields this process's rows (numpy) of batches start, start + 1, ... without end.
+
+        Process p of n has rows [p B/n, (p + 1) B/n) of the global batch of B, in order.
+        """
         ...
 
 
