@@ -19,6 +19,12 @@ from reprise.common.training.phase import Phase
 FEATURES, CLASSES = 8, 4
 
 
+def examples(seed, step, count):
+    rng = np.random.default_rng((seed, step))
+    x = rng.normal(size=(count, FEATURES)).astype(np.float32)
+    return x, x[:, :CLASSES].argmax(1).astype(np.int32)
+
+
 class ToyStream(NamedTuple):
     """Batch t is a pure function of (seed, t)."""
 
@@ -36,9 +42,7 @@ class ToyStream(NamedTuple):
     def iterate(self, start):
         index, count = jax.process_index(), jax.process_count()
         while True:
-            rng = np.random.default_rng((self.seed, start))
-            x = rng.normal(size=(self.batch_size, FEATURES)).astype(np.float32)
-            y = (x[:, :CLASSES].argmax(1)).astype(np.int32)
+            x, y = examples(self.seed, start, self.batch_size)
             rows = self.batch_size // count
             own = slice(index * rows, (index + 1) * rows)
             yield {"x": x[own], "y": y[own]}
@@ -86,9 +90,9 @@ def phases(config):
         return step(train_state, batch, key)
 
     def evaluate(train_state):
-        batch = next(ToyStream(64, 999).iterate(0))
-        logits = forward(jax.device_get(train_state.params), jnp.asarray(batch["x"]))
-        return {"accuracy": float((logits.argmax(-1) == batch["y"]).mean())}
+        x, y = examples(999, 0, 64)
+        logits = forward(jax.device_get(train_state.params), jnp.asarray(x))
+        return {"accuracy": float((logits.argmax(-1) == y).mean())}
 
     first = Phase("warmup", config.num_steps // 3, init, poisoned, stream, evaluate)
     return [first, Phase("main", config.num_steps, init, poisoned, stream, evaluate)]
