@@ -49,6 +49,9 @@ def initialize_distributed(asked: bool) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `python launch.py` and of the command `reprise`."""
     argv = list(sys.argv if argv is None else argv)
+    if any(arg.lstrip("-").startswith("compile-for") for arg in argv):
+        # libtpu compiles here; nothing may look for a TPU. Before jax is imported.
+        os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     if "--list" in argv:
         from reprise.common.studies import listing
 
