@@ -103,8 +103,8 @@ def measured(
                 for row in done.history
                 if (row["phase"], row["seed"], row["kind"]) == (last, seed, "eval")
             ]
-            best = max(rows, key=lambda row: row[study.select])
-            metrics |= {f"{name}@best": best[name] for name in list(metrics)}
+            best = int(np.argmax([row[study.select] for row in rows]))
+            metrics |= {f"{name}@best": rows[best][name] for name in list(metrics)}
     out = {}
     for name in sorted(per_seed[0]):
         values = [metrics[name] for metrics in per_seed]

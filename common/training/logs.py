@@ -26,7 +26,10 @@ class MetricsLog:
     def __init__(self, workdir: Path | None, section: Any, name: str):
         self.rows: list[dict[str, Any]] = []
         self.path = None if workdir is None else workdir / "metrics.jsonl"
-        self._file = self._timing = self._board = self._wandb = None
+        self._file: Any = None
+        self._timing: Any = None
+        self._board: Any = None
+        self._wandb: Any = None
         if workdir is None or jax.process_index() != 0:
             return
         self._file = open(workdir / "metrics.jsonl", "a+", encoding="utf-8")

@@ -133,7 +133,7 @@ def run_phase(
     step = start
     with watch:
         while step < phase.num_steps:
-            steps = np.arange(step, chunk_end(step, phase.num_steps, config), dtype=np.int32)
+            steps: Any = np.arange(step, chunk_end(step, phase.num_steps, config), dtype=np.int32)
             batch = next(batches) if phase.is_streamed() else resident
             watch.profile(int(steps[0]), int(steps[-1]))
             with jax.profiler.StepTraceAnnotation(phase.name, step_num=step):

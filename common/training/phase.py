@@ -53,7 +53,7 @@ class Phase:
     num_steps: int
     init: Callable[[jax.Array, State | None], State]
     step: Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
-    batches: Stream | Any | None = None
+    batches: Any = None
     evaluate: Callable[[State], Mapping[str, float]] | None = None
     figures: Callable[[State, Path], list[Path]] | None = None
     examples_per_step: int | None = None

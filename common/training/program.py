@@ -4,7 +4,7 @@ The loop runs it; `compile_for` compiles it for a machine that is not here.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,8 +34,8 @@ class Program(NamedTuple):
     metrics: tuple[str, ...]
     state: Any
     batch: Any
-    init: Callable[[jax.Array, Any], Any]
-    dispatch: Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, jax.Array]]
+    init: Any
+    dispatch: Any
 
 
 def phase_keys(phase: Phase, seeds: Sequence[int]) -> jax.Array:
@@ -102,7 +102,7 @@ def build(
             return jax.vmap(step_one, (0, batch_axis, 0, None))(state, batch, keys, step)
         if batch_axis is None:
             return jax.lax.map(lambda xs: step_one(xs[0], batch, xs[1], step), (state, keys))
-        return jax.lax.map(lambda xs: step_one(*xs, step), (state, batch, keys))
+        return jax.lax.map(lambda xs: step_one(xs[0], xs[1], xs[2], step), (state, batch, keys))
 
     def dispatch(state: Any, batch: Any, keys: jax.Array, steps: jax.Array) -> Any:
         if steps.shape == (1,):
@@ -133,7 +133,7 @@ def build(
     shardings = sharding.state_shardings(mesh, state)
     whole = sharding.replicated(mesh)
     if streamed:
-        leading = (1, num_seeds) if many else (1,)
+        leading: tuple[int, ...] = (1, num_seeds) if many else (1,)
         where = sharding.batched(mesh, len(leading))
     else:
         leading = (num_seeds,) if many and batch_axis == 0 else ()
@@ -157,10 +157,11 @@ def build(
 
 
 def _check_unchanged(name: str, before: Any, after: Any) -> None:
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    expected, found = jax.tree.structure(before), jax.tree.structure(after)
+    if str(expected) != str(found):
         raise ValueError(
             f"phase {name!r}: step returns a state of another structure than init: "
-            f"{jax.tree.structure(after)} instead of {jax.tree.structure(before)}"
+            f"{found} instead of {expected}"
         )
 
     def check(path: Any, a: Any, b: Any) -> None:

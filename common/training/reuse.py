@@ -2,13 +2,11 @@
 
 import hashlib
 import inspect
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -35,27 +33,19 @@ def code_version(phase: Phase) -> str:
     return joined.hexdigest()[:16]
 
 
-def kept(
-    phases: Sequence[Phase],
-    config: ConfigDict,
-    seeds: Sequence[int],
-    mesh: Mesh,
-    previous: Any,
-    train: Callable[[Any], Any],
-) -> Any:
-    """The phase's final state: from the cache where it is there, else trained and put there."""
-    phase = phases[0]
+def folder(phase: Phase, config: ConfigDict, seeds: Sequence[int]) -> Path | None:
+    """Where the phase's final state is kept; None for a phase that is not reusable."""
     if phase.reuse is None or not config.cache_dir:
-        return train(previous)
+        return None
     depends = {"phase": phase.name, "seeds": list(seeds), "on": configs.to_plain(phase.reuse)}
     key = configs.digest({**depends, "code": code_version(phase)})
-    folder = Path(config.cache_dir).expanduser() / f"{phase.name}-{key}"
-    if (folder / "state").is_dir():
-        log.info("phase %s: taken from %s", phase.name, folder)
-        built = program.build(phase, mesh, num_seeds=len(seeds), previous=previous)
-        return checkpoints.load_tree(folder / "state", built.state)
-    state = train(previous)
-    checkpoints.save_tree(folder / "state", state)
-    if jax.process_index() == 0:
-        (folder / "depends.json").write_text(json.dumps(depends, indent=1))
-    return state
+    return Path(config.cache_dir).expanduser() / f"{phase.name}-{key}"
+
+
+def load(path: Path, phase: Phase, num_seeds: int, mesh: Mesh, previous: Any) -> Any:
+    """The final state kept in a folder, or None where there is none."""
+    if not path.is_dir():
+        return None
+    log.info("phase %s: taken from %s", phase.name, path)
+    built = program.build(phase, mesh, num_seeds=num_seeds, previous=previous)
+    return checkpoints.load_tree(path, built.state)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from reprise.common import config as configs
 from reprise.common.training import loop, reuse, sharding
-from reprise.common.training.checkpoints import Checkpoints
+from reprise.common.training.checkpoints import Checkpoints, save_tree
 from reprise.common.training.logs import MetricsLog
 from reprise.common.training.phase import Phase
 
@@ -165,16 +165,15 @@ def _run_phases(
             folder = directory / "checkpoints" / f"{index}-{each[0].name}"
             checkpoints = Checkpoints(folder, config.checkpoint.keep)
         try:
-            state = reuse.kept(
-                each,
-                config,
-                seeds,
-                mesh,
-                state,
-                lambda previous, each=each, checkpoints=checkpoints: loop.run_phase(
-                    each, config, seeds, mesh, previous, metrics_log, checkpoints, preemption
-                ),
-            )
+            cached = reuse.folder(each[0], config, seeds)
+            kept = cached and reuse.load(cached, each[0], len(seeds), mesh, state)
+            if kept is None:
+                kept = loop.run_phase(
+                    each, config, seeds, mesh, state, metrics_log, checkpoints, preemption
+                )
+                if cached:
+                    save_tree(cached, kept)
+            state = kept
         finally:
             metrics_log.sync()
             if checkpoints:

@@ -110,7 +110,8 @@ def gradient_step(
         moved = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, stayed)
         bad = (~finite).astype(jnp.int32)
         nonfinite = jnp.stack([(state.nonfinite[0] + 1) * bad, state.nonfinite[1] + bad])
-        new = TrainState(state.step + 1, *moved, nonfinite)
+        params, model_state, opt_state, ema = moved
+        new = TrainState(state.step + 1, params, model_state, opt_state, ema, nonfinite)
         return new, {**metrics, "loss": value, "grad_norm": norm, "nonfinite": nonfinite[0]}
 
     return step
