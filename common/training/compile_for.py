@@ -3,6 +3,7 @@
 Needs the extra `[tpu]` (libtpu compiles without a TPU) and runs nothing.
 """
 
+import importlib.util
 import math
 import re
 from typing import Any, NamedTuple
@@ -40,6 +41,11 @@ class Compiled(NamedTuple):
     @property
     def peak_bytes(self) -> int:
         return self.argument_bytes + self.temporary_bytes
+
+
+def libtpu_installed() -> bool:
+    """Whether the compiler for TPUs is here."""
+    return importlib.util.find_spec("libtpu") is not None
 
 
 def topology_devices(topology: str) -> list[Any]:

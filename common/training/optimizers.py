@@ -6,8 +6,8 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-# They take a learning rate but need more than a gradient, or are no whole optimiser.
-_EXCLUDED = {"lbfgs", "scale_by_rprop"}
+# They want more than a gradient, take no schedule, are deprecated, or are no whole optimiser.
+_EXCLUDED = {"lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "scale_by_rprop", "sm3"}
 
 
 def optimizer_names() -> list[str]:
