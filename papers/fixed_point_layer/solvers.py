@@ -1,0 +1,304 @@
+"""Forward iterations for x = f(x), one per solver, on flat float arrays [B, N].
+
+Each example stops by itself: once its residual passes, its row is frozen, so that its result does
+not depend on its batch-mates. The loop ends when every row has stopped or the cap is reached.
+Nothing here is differentiated; `fixed_point` gives the solution its gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Map = Callable[[Float[Array, "batch n"]], Float[Array, "batch n"]]
+
+SOLVERS = ("picard", "anderson", "broyden")
+
+
+class Options(NamedTuple):
+    """How a fixed point is sought; see `fixed_point` for the meaning of each."""
+
+    solver: str = "picard"
+    tol: float = 1e-10
+    max_iter: int = 100
+    history: int = 5
+    ridge: float = 1e-5
+    damping: float = 1.0
+    relative: bool = True
+    axis_name: str | None = None
+    global_norm: bool = False
+
+
+class Solution(NamedTuple):
+    """Where the iteration ended.
+
+    Attributes:
+      x: the last iterate for picard, the one with the lowest residual for the others.
+      num_iters: evaluations of the map.
+      residual: squared step ||f(x) - x||^2 of `x`'s predecessor, relative where asked; inf where
+        the iteration left the finite numbers before it passed.
+      converged: residual <= tol.
+    """
+
+    x: Float[Array, "batch n"]
+    num_iters: Int[Array, ""]
+    residual: Float[Array, " batch"]
+    converged: Bool[Array, " batch"]
+
+
+class _Rows(NamedTuple):
+    """Which rows still move, and the best each has seen."""
+
+    count: Int[Array, ""]
+    active: Bool[Array, " batch"]
+    residual: Float[Array, " batch"]
+    best: Float[Array, "batch n"]
+
+
+def solve(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
+    """Iterates x <- f(x) from x0 by the chosen solver."""
+    return _SOLVERS[options.solver](f, x0, options)
+
+
+def _dot(a: Float[Array, "*k n"], b: Float[Array, "*k n"], options: Options) -> Float[Array, "*k"]:
+    out = jnp.einsum("...n,...n->...", a, b)
+    if options.global_norm and options.axis_name is not None:
+        out = jax.lax.psum(out, options.axis_name)
+    return out
+
+
+def _residual(
+    step: Float[Array, "batch n"], x: Float[Array, "batch n"], options: Options
+) -> Float[Array, " batch"]:
+    squared = _dot(step, step, options)
+    return squared / (_dot(x, x, options) + 1e-30) if options.relative else squared
+
+
+def _start(x0: Float[Array, "batch n"]) -> _Rows:
+    batch = x0.shape[0]
+    return _Rows(
+        jnp.zeros((), jnp.int32),
+        jnp.ones((batch,), bool),
+        jnp.full((batch,), jnp.inf, x0.dtype),
+        x0,
+    )
+
+
+def _running(rows: _Rows, options: Options) -> Bool[Array, ""]:
+    running = rows.active.any()
+    if options.axis_name is not None:
+        # Every device must take the same number of turns: the map may hold collectives.
+        running = jax.lax.pmax(running.astype(jnp.int32), options.axis_name) > 0
+    return running & (rows.count < options.max_iter)
+
+
+def _judge(
+    rows: _Rows,
+    x: Float[Array, "batch n"],
+    fx: Float[Array, "batch n"],
+    options: Options,
+    *,
+    keep_best: bool,
+) -> _Rows:
+    """Takes note of one evaluation fx = f(x): who has arrived, who has left the finite numbers."""
+    residual = _residual(fx - x, x, options)
+    finite = jnp.isfinite(residual)
+    better = rows.active & finite
+    if keep_best:
+        better &= residual < rows.residual
+    lost = rows.active & ~finite
+    return _Rows(
+        rows.count + 1,
+        rows.active & finite & (residual > options.tol),
+        jnp.where(better, residual, jnp.where(lost & ~keep_best, jnp.inf, rows.residual)),
+        jnp.where(better[:, None], fx, rows.best),
+    )
+
+
+def _solution(rows: _Rows, options: Options) -> Solution:
+    return Solution(rows.best, rows.count, rows.residual, rows.residual <= options.tol)
+
+
+def _picard(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
+    beta = options.damping
+
+    def body(rows: _Rows) -> _Rows:
+        x = rows.best
+        fx = f(x)
+        judged = _judge(rows, x, fx, options, keep_best=False)
+        if beta == 1.0:
+            return judged
+        # The last, accepted step is undamped: f(x) is the better estimate of the fixed point.
+        damped = jnp.where(judged.active[:, None], (1 - beta) * x + beta * fx, judged.best)
+        return judged._replace(best=damped)
+
+    rows = jax.lax.while_loop(lambda rows: _running(rows, options), body, _start(x0))
+    return _solution(rows, options)
+
+
+def solve_spd(
+    a: Float[Array, "*batch m m"], b: Float[Array, "*batch m"]
+) -> Float[Array, "*batch m"]:
+    """Solves small symmetric positive definite systems by an unrolled LDL^T.
+
+    For m of a few, elementwise operations that fuse beat a LAPACK call an example by far.
+    """
+    m = a.shape[-1]
+    lower: list[list[Any]] = [[None] * m for _ in range(m)]
+    diagonal: list[Any] = []
+    for i in range(m):
+        for j in range(i):
+            inner = sum((lower[i][k] * lower[j][k] * diagonal[k] for k in range(j)), start=0.0)
+            lower[i][j] = (a[..., i, j] - inner) / diagonal[j]
+        inner = sum((lower[i][k] ** 2 * diagonal[k] for k in range(i)), start=0.0)
+        # Rounding may eat a pivot of nearly dependent columns; their weight is then arbitrary.
+        diagonal.append(jnp.maximum(a[..., i, i] - inner, 1e-6 * a[..., i, i] + 1e-37))
+    z: list[Any] = []
+    for i in range(m):
+        z.append(b[..., i] - sum((lower[i][k] * z[k] for k in range(i)), start=0.0))
+    x: list[Any] = [None] * m
+    for i in reversed(range(m)):
+        inner = sum((lower[k][i] * x[k] for k in range(i + 1, m)), start=0.0)
+        x[i] = z[i] / diagonal[i] - inner
+    return jnp.stack(x, axis=-1)
+
+
+def mixing_weights(
+    gram: Float[Array, "*batch m m"], rhs: Float[Array, "*batch m"], ridge: float
+) -> Float[Array, "*batch m"]:
+    """gamma = (D^T D + eps I)^-1 D^T f with eps = ridge * trace(D^T D) / m + 1e-30.
+
+    A column of zeros (history not yet filled) gets a unit diagonal, so that its gamma is 0.
+    """
+    m = gram.shape[-1]
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    eps = ridge * diagonal.sum(-1, keepdims=True) / m + 1e-30
+    added = jnp.where(diagonal > 0, eps, 1.0)
+    return solve_spd(gram + added[..., None] * jnp.eye(m, dtype=gram.dtype), rhs)
+
+
+def anderson_step(
+    history_x: Float[Array, "m n"],
+    history_g: Float[Array, "m n"],
+    ridge: float = 1e-5,
+    beta: float = 1.0,
+) -> Float[Array, " n"]:
+    """The next iterate of Anderson's type-II method from the last m.
+
+    x = (1 - beta) (x_m - sum_i gamma_i dx_i) + beta (g_m - sum_i gamma_i dg_i), where gamma
+    minimises ||f_m - sum_i gamma_i df_i|| for the residuals f = g - x and differences d of
+    neighbours (Jeon et al. 2021, the official code's option; ridge relative to the Gram matrix's
+    mean diagonal).
+
+    Args:
+      history_x: iterates, oldest first.
+      history_g: the map at each of them.
+      ridge: regularisation of the normal equations.
+      beta: share of the new evaluation; 1 is undamped.
+
+    Returns:
+      The next iterate. With m = 1 the damped Picard step.
+
+    Raises:
+      ValueError: the two histories differ in shape or are not [m, n].
+    """
+    if history_x.ndim != 2 or history_x.shape != history_g.shape:
+        raise ValueError(
+            f"anderson_step: history_x {history_x.shape} and history_g {history_g.shape} must be "
+            "the same [m, n]"
+        )
+    residual = history_g - history_x
+    last = (1 - beta) * history_x[-1] + beta * history_g[-1]
+    if len(history_x) == 1:
+        return last
+    df = residual[1:] - residual[:-1]
+    gamma = mixing_weights(df @ df.T, df @ residual[-1], ridge)
+    dx = history_x[1:] - history_x[:-1]
+    return last - gamma @ (dx + beta * df)
+
+
+def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
+    batch, n = x0.shape
+    m, beta = options.history, options.damping
+
+    def body(carry: Any) -> Any:
+        rows, x, x_before, f_before, dx, df, gram = carry
+        fx = f(x)
+        residual = fx - x
+        judged = _judge(rows, x, fx, options, keep_best=True)
+        # Difference to the step before; there is none at the first, whose column stays zero.
+        known = jnp.where(rows.count > 0, 1.0, 0.0).astype(x.dtype)
+        slot = rows.count % m
+        new_df = known * (residual - f_before)
+        df = jax.lax.dynamic_update_index_in_dim(df, new_df, slot, 0)
+        dx = jax.lax.dynamic_update_index_in_dim(dx, known * (x - x_before), slot, 0)
+        row = _dot(df, new_df[None], options)  # [m, batch]
+        gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 0)
+        gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 1)
+        rhs = _dot(df, residual[None], options)
+        gamma = mixing_weights(jnp.moveaxis(gram, -1, 0), rhs.T, options.ridge)
+        step = beta * residual - jnp.einsum("bm,mbn->bn", gamma, dx + beta * df)
+        # Frozen rows stay where they are, and a mixing that overflowed falls back to Picard.
+        step = jnp.where(jnp.isfinite(step).all(-1, keepdims=True), step, beta * residual)
+        moved = jnp.where(judged.active[:, None], x + step, x)
+        return judged, moved, x, residual, dx, df, gram
+
+    zeros = jnp.zeros((m, batch, n), x0.dtype)
+    start = (
+        _start(x0),
+        x0,
+        x0,
+        jnp.zeros_like(x0),
+        zeros,
+        zeros,
+        jnp.zeros((m, m, batch), x0.dtype),
+    )
+    rows, *_ = jax.lax.while_loop(lambda carry: _running(carry[0], options), body, start)
+    return _solution(rows, options)
+
+
+def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
+    batch, n = x0.shape
+    m = options.history
+
+    def times(
+        left: Float[Array, "m batch n"],
+        right: Float[Array, "m batch n"],
+        p: Float[Array, "batch n"],
+    ) -> Float[Array, "batch n"]:
+        """(-I + sum_i left_i right_i^T) p."""
+        return -p + jnp.einsum("mb,mbn->bn", _dot(right, p[None], options), left)
+
+    def body(carry: Any) -> Any:
+        rows, x, p, f_before, u, v = carry
+        fx = f(x)
+        residual = fx - x
+        judged = _judge(rows, x, fx, options, keep_best=True)
+        change = residual - f_before
+        h_change = times(u, v, change)
+        p_h = times(v, u, p)
+        scale = _dot(p_h, change, options)
+        # The first evaluation has no step before it: p is 0 there, and so the update is skipped.
+        usable = jnp.abs(scale) >= 1e-12 * _dot(p, p, options)
+        usable &= (rows.count > 0) & jnp.isfinite(scale) & (scale != 0)
+        new_u = jnp.where(
+            usable[:, None], (p - h_change) / jnp.where(usable, scale, 1.0)[:, None], 0.0
+        )
+        new_v = jnp.where(usable[:, None], p_h, 0.0)
+        slot = rows.count % m
+        u = jax.lax.dynamic_update_index_in_dim(u, new_u, slot, 0)
+        v = jax.lax.dynamic_update_index_in_dim(v, new_v, slot, 0)
+        p = -times(u, v, residual)
+        p = jnp.where(jnp.isfinite(p).all(-1, keepdims=True), p, residual)
+        p = jnp.where(judged.active[:, None], p, 0.0)
+        return judged, x + p, p, residual, u, v
+
+    zeros = jnp.zeros((m, batch, n), x0.dtype)
+    start = (_start(x0), x0, jnp.zeros_like(x0), jnp.zeros_like(x0), zeros, zeros)
+    rows, *_ = jax.lax.while_loop(lambda carry: _running(carry[0], options), body, start)
+    return _solution(rows, options)
+
+
+_SOLVERS = {"picard": _picard, "anderson": _anderson, "broyden": _broyden}
