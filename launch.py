@@ -94,7 +94,6 @@ def _run(config: Any, flags: Any) -> None:
         print(compile_for.report(config, flags["compile-for"].value))
         return
     initialize_distributed(config.distributed)
-    from reprise.common.data.errors import MissingData
     from reprise.common.studies import run_study, summary
     from reprise.common.training import loop, run
 
@@ -108,7 +107,7 @@ def _run(config: Any, flags: Any) -> None:
             print(summary.of_run(run.run(config, workdir), workdir))
     except loop.Preempted as stopped:
         print(f"{stopped}; the same command continues it")
-    except (ValueError, FloatingPointError, MissingData) as error:
+    except (ValueError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

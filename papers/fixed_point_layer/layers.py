@@ -1,0 +1,266 @@
+"""Linen modules: the fixed-point layer around any cell, and the paper's two forms."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from reprise.papers.fixed_point_layer.fixed_point import (
+    FixedPointStats,
+    fixed_point,
+    gradient_step_map,
+)
+
+Dtype = Any
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """PyTorch's default for linear layers and their biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class FixedPoint(nn.Module):
+    """The limit of x <- cell(x, y) as a layer; `unroll` turns it into its feed-forward relative.
+
+    Attributes:
+      cell: module (x, y) -> like x, or (x, y) -> [B] where `step_size` is set. Without batch
+        statistics, dropout or other state: the iteration needs one fixed map.
+      step_size: 0: the cell is the map itself (FPI_NN). Else the cell is an energy and the map is
+        one gradient step of this size on it (FPI_GD).
+      unroll: 0: iterate to the limit. k: apply the map k times and back-propagate through them.
+      solver, tol, max_iter, damping, relative, backward_max_iter: see `fixed_point`.
+    """
+
+    cell: nn.Module
+    step_size: float = 0.0
+    unroll: int = 0
+    solver: str = "picard"
+    tol: float = 1e-10
+    max_iter: int = 100
+    damping: float = 1.0
+    relative: bool = True
+    backward_max_iter: int | None = None
+
+    @nn.compact
+    def __call__(self, y: Any, x0: Any) -> tuple[Any, FixedPointStats]:
+        """y: pytree [B, ...]; x0: pytree [B, ...], the start. Returns (x*, statistics)."""
+        if self.is_initializing():
+            self.cell(x0, y)
+        params = self.cell.variables["params"]
+        g = self.map()
+        if self.unroll:
+            x = x0
+            for _ in range(self.unroll):
+                x = g(params, x, y)
+            batch = jax.tree.leaves(x0)[0].shape[0]
+            stats = FixedPointStats(
+                jnp.asarray(self.unroll, jnp.int32),
+                jnp.zeros((batch,), jnp.float32),
+                jnp.ones((batch,), bool),
+            )
+            return x, stats
+        return fixed_point(
+            g,
+            params,
+            y,
+            x0,
+            solver=self.solver,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            damping=self.damping,
+            relative=self.relative,
+            backward_max_iter=self.backward_max_iter,
+        )
+
+    def map(self) -> Any:
+        """g(params, x, y) for `fixed_point` and `spectral_radius`; params are the cell's."""
+        cell = self.cell.clone(parent=None)
+
+        def apply(params: Any, x: Any, y: Any) -> Any:
+            return cell.apply({"params": params}, x, y)
+
+        return gradient_step_map(apply, self.step_size) if self.step_size else apply
+
+
+class _HiddenOfBoth(nn.Module):
+    """relu(W [y, x] + b) of [y, x] concatenated, with W's part for y applied outside the iteration.
+
+    y does not change between iterations, so W_y y + b is handed in as `y`.
+    """
+
+    features: int
+    fan_in: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch n"], y: Float[Array, "batch hidden"]) -> Array:
+        kernel = self.param("kernel", torch_uniform(self.fan_in), (x.shape[-1], self.features))
+        return nn.relu(x @ kernel.astype(x.dtype) + y)
+
+
+class _NNCell(nn.Module):
+    """sigmoid(W2 relu(W1 [y, x] + b1) + b2)."""
+
+    features: int
+    fan_in: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch n"], y: Float[Array, "batch hidden"]) -> Array:
+        hidden = _HiddenOfBoth(self.features, self.fan_in, name="hidden")(x, y)
+        init = torch_uniform(self.features)
+        out = nn.Dense(x.shape[-1], kernel_init=init, bias_init=init, dtype=x.dtype, name="out")
+        return nn.sigmoid(out(hidden))
+
+
+class _EnergyCell(nn.Module):
+    """E(x, y) = mean over units of relu(W1 [y, sigmoid(x)] + b1)^2, one scalar an example."""
+
+    features: int
+    fan_in: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch n"], y: Float[Array, "batch hidden"]) -> Array:
+        hidden = _HiddenOfBoth(self.features, self.fan_in, name="hidden")(nn.sigmoid(x), y)
+        return (hidden**2).mean(-1)
+
+
+class _MultiLabel(nn.Module):
+    """What FPINN and FPIGD share: W_y y + b once, then the iteration over x from zeros."""
+
+    features: int
+    num_labels: int
+    step_size: float = 0.0
+    unroll: int = 0
+    solver: str = "picard"
+    tol: float = 1e-8
+    max_iter: int = 4000
+    relative: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "batch inputs"]) -> tuple[Array, dict[str, Any]]:
+        fan_in = y.shape[-1] + self.num_labels
+        init = torch_uniform(fan_in)
+        projected = nn.Dense(
+            self.features, kernel_init=init, bias_init=init, dtype=self.dtype, name="input"
+        )(y)
+        make_cell = _EnergyCell if self.step_size else _NNCell
+        layer = FixedPoint(
+            cell=make_cell(self.features, fan_in, name="cell"),
+            step_size=self.step_size,
+            unroll=self.unroll,
+            solver=self.solver,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            relative=self.relative,
+            name="fixed_point",
+        )
+        x, stats = layer(projected, jnp.zeros((y.shape[0], self.num_labels), self.dtype))
+        return x, {"input": projected, "stats": stats}
+
+
+class FPINN(_MultiLabel):
+    """FPI_NN for multi-label classification: x* = sigmoid(W2 relu(W1 [y, x*] + b1) + b2).
+
+    Jeon, Lee, Choi (2021); Bibtex: 1836 inputs, 600 features, 159 labels: 1,293,159 parameters.
+
+    Attributes:
+      features: hidden width.
+      num_labels: size of x.
+      unroll: 0 for the limit; 1 is the feed-forward network of the same parameters.
+      solver, tol, max_iter, relative: see `fixed_point`.
+      dtype: of the computation.
+
+    Call: y [B, inputs] -> (probabilities [B, num_labels], taps), where taps holds `input`
+    (W_y y + b, [B, features]) and `stats`.
+    """
+
+    features: int = 600
+    num_labels: int = 159
+
+
+class FPIGD(_MultiLabel):
+    """FPI_GD: x* minimises the energy mean_k relu(W [y, sigmoid(x)] + b)_k^2 by gradient steps.
+
+    Jeon, Lee, Choi (2021). The prediction is sigmoid(x*).
+
+    Attributes:
+      features: hidden width.
+      num_labels: size of x.
+      step_size: alpha.
+      solver, tol, max_iter, relative: see `fixed_point`; the paper's rule is absolute, 1e-4.
+      dtype: of the computation.
+
+    Call: y [B, inputs] -> (logits [B, num_labels], taps), taps as of `FPINN`.
+    """
+
+    features: int = 512
+    num_labels: int = 159
+    step_size: float = 1.0
+    tol: float = 1e-4
+    relative: bool = False
+
+
+class MLP(nn.Module):
+    """The feed-forward baseline of the same width: y [B, inputs] -> logits [B, num_labels]."""
+
+    features: int
+    num_labels: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "batch inputs"]) -> tuple[Array, dict[str, Any]]:
+        first, second = torch_uniform(y.shape[-1]), torch_uniform(self.features)
+        hidden = nn.relu(
+            nn.Dense(
+                self.features, kernel_init=first, bias_init=first, dtype=self.dtype, name="hidden"
+            )(y)
+        )
+        logits = nn.Dense(
+            self.num_labels, kernel_init=second, bias_init=second, dtype=self.dtype, name="out"
+        )(hidden)
+        return logits, {"hidden": hidden}
+
+
+class ConvCell(nn.Module):
+    """Three convolutions of [y, x]: the denoising module, x the current estimate of the image.
+
+    Attributes:
+      features: channels of the two hidden convolutions.
+      scale: factor on the last convolution's initial kernel; small enough, the map contracts.
+      dtype: of the computation.
+    """
+
+    features: int = 32
+    scale: float = 0.1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch h w c"], y: Float[Array, "batch h w c"]
+    ) -> Float[Array, "batch h w c"]:
+        last = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
+        h = jnp.concatenate([y, x], -1)
+        for i in range(2):
+            h = nn.relu(nn.Conv(self.features, (3, 3), dtype=self.dtype, name=f"conv{i}")(h))
+        return nn.Conv(x.shape[-1], (3, 3), kernel_init=last, dtype=self.dtype, name="out")(h)
+
+
+class MazeCell(nn.Module):
+    """One step of value propagation: sigmoid(Conv1x1(relu(Conv3x3([x, y]))))."""
+
+    features: int = 16
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch h w 1"], y: Float[Array, "batch h w 2"]
+    ) -> Float[Array, "batch h w 1"]:
+        h = nn.relu(nn.Conv(self.features, (3, 3), name="conv")(jnp.concatenate([x, y], -1)))
+        return nn.sigmoid(nn.Conv(1, (1, 1), name="out")(h))
