@@ -16,7 +16,7 @@ from reprise.papers.fixed_point_layer.layers import (
     FPIGD,
     FPINN,
     MLP,
-    ConvCell,
+    Denoiser,
     FixedPoint,
     MazeCell,
 )
@@ -27,7 +27,7 @@ __all__ = [
     "FPIGD",
     "FPINN",
     "MLP",
-    "ConvCell",
+    "Denoiser",
     "FixedPoint",
     "FixedPointStats",
     "MazeCell",
