@@ -20,8 +20,8 @@ class FixedPointStats(NamedTuple):
 
     Attributes:
       num_iters: evaluations of g.
-      residual: ||g(x) - x||^2 of each example, over ||x||^2 where relative; float32. inf where
-        the iteration left the finite numbers.
+      residual: ||g(x) - x||^2 of each example, over ||x||^2 where relative; float32. The lowest
+        of the iteration.
       converged: residual <= tol.
     """
 
@@ -94,8 +94,8 @@ def fixed_point(
     Returns:
       (x*, stats). x* has the structure, shapes and dtypes of x0; computed at least in float32
       between the evaluations of g. Its gradient goes to params and y; it is zero for x0. Where an
-      example does not converge, x* is its last finite (picard) or best iterate, converged is
-      False, and the gradient is off by the order of the residual.
+      example does not converge, x* is its iterate with the lowest residual, converged is False,
+      and the gradient is off by the order of the residual.
 
     Raises:
       ValueError: a wrong option, leaves of x0 without a common batch axis, or a g that does not

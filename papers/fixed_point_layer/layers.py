@@ -36,7 +36,8 @@ class FixedPoint(nn.Module):
       step_size: 0: the cell is the map itself (FPI_NN). Else the cell is an energy and the map is
         one gradient step of this size on it (FPI_GD).
       unroll: 0: iterate to the limit. k: apply the map k times and back-propagate through them.
-      solver, tol, max_iter, damping, relative, backward_max_iter: see `fixed_point`.
+      solver, tol, max_iter, damping, relative, backward_solver, backward_tol, backward_max_iter:
+        see `fixed_point`.
     """
 
     cell: nn.Module
@@ -47,6 +48,8 @@ class FixedPoint(nn.Module):
     max_iter: int = 100
     damping: float = 1.0
     relative: bool = True
+    backward_solver: str | None = None
+    backward_tol: float | None = None
     backward_max_iter: int | None = None
 
     @nn.compact
@@ -77,6 +80,8 @@ class FixedPoint(nn.Module):
             max_iter=self.max_iter,
             damping=self.damping,
             relative=self.relative,
+            backward_solver=self.backward_solver,
+            backward_tol=self.backward_tol,
             backward_max_iter=self.backward_max_iter,
         )
 
@@ -142,6 +147,8 @@ class _MultiLabel(nn.Module):
     tol: float = 1e-8
     max_iter: int = 4000
     relative: bool = True
+    backward_solver: str | None = None
+    backward_tol: float | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -160,6 +167,8 @@ class _MultiLabel(nn.Module):
             tol=self.tol,
             max_iter=self.max_iter,
             relative=self.relative,
+            backward_solver=self.backward_solver,
+            backward_tol=self.backward_tol,
             name="fixed_point",
         )
         x, stats = layer(projected, jnp.zeros((y.shape[0], self.num_labels), self.dtype))

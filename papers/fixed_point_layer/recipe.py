@@ -201,6 +201,8 @@ def _bibtex(config: ConfigDict) -> Phase:
             "tol": m.tol,
             "max_iter": m.max_iter,
             "relative": m.relative,
+            "backward_solver": m.backward_solver,
+            "backward_tol": m.backward_tol,
         }
     if m.form == "gd":
         options["step_size"] = m.step_size

@@ -35,10 +35,10 @@ class Solution(NamedTuple):
     """Where the iteration ended.
 
     Attributes:
-      x: the last iterate for picard, the one with the lowest residual for the others.
+      x: f of the iterate with the lowest residual: where the iteration converges that is its last
+        one, and where it diverges not the overflow at its end.
       num_iters: evaluations of the map.
-      residual: squared step ||f(x) - x||^2 of `x`'s predecessor, relative where asked; inf where
-        the iteration left the finite numbers before it passed.
+      residual: that residual, the squared step ||f(x) - x||^2, relative where asked.
       converged: residual <= tol.
     """
 
@@ -95,24 +95,15 @@ def _running(rows: _Rows, options: Options) -> Bool[Array, ""]:
 
 
 def _judge(
-    rows: _Rows,
-    x: Float[Array, "batch n"],
-    fx: Float[Array, "batch n"],
-    options: Options,
-    *,
-    keep_best: bool,
+    rows: _Rows, x: Float[Array, "batch n"], fx: Float[Array, "batch n"], options: Options
 ) -> _Rows:
     """Takes note of one evaluation fx = f(x): who has arrived, who has left the finite numbers."""
     residual = _residual(fx - x, x, options)
-    finite = jnp.isfinite(residual)
-    better = rows.active & finite
-    if keep_best:
-        better &= residual < rows.residual
-    lost = rows.active & ~finite
+    better = rows.active & (residual < rows.residual)  # False where it is NaN
     return _Rows(
         rows.count + 1,
-        rows.active & finite & (residual > options.tol),
-        jnp.where(better, residual, jnp.where(lost & ~keep_best, jnp.inf, rows.residual)),
+        rows.active & jnp.isfinite(residual) & (residual > options.tol),
+        jnp.where(better, residual, rows.residual),
         jnp.where(better[:, None], fx, rows.best),
     )
 
@@ -124,17 +115,15 @@ def _solution(rows: _Rows, options: Options) -> Solution:
 def _picard(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
     beta = options.damping
 
-    def body(rows: _Rows) -> _Rows:
-        x = rows.best
+    def body(carry: tuple[_Rows, Any]) -> tuple[_Rows, Any]:
+        rows, x = carry
         fx = f(x)
-        judged = _judge(rows, x, fx, options, keep_best=False)
-        if beta == 1.0:
-            return judged
-        # The last, accepted step is undamped: f(x) is the better estimate of the fixed point.
-        damped = jnp.where(judged.active[:, None], (1 - beta) * x + beta * fx, judged.best)
-        return judged._replace(best=damped)
+        rows = _judge(rows, x, fx, options)
+        moved = fx if beta == 1.0 else (1 - beta) * x + beta * fx
+        return rows, jnp.where(rows.active[:, None], moved, x)
 
-    rows = jax.lax.while_loop(lambda rows: _running(rows, options), body, _start(x0))
+    start = (_start(x0), x0)
+    rows, _ = jax.lax.while_loop(lambda carry: _running(carry[0], options), body, start)
     return _solution(rows, options)
 
 
@@ -227,7 +216,7 @@ def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution
         rows, x, x_before, f_before, dx, df, gram = carry
         fx = f(x)
         residual = fx - x
-        judged = _judge(rows, x, fx, options, keep_best=True)
+        judged = _judge(rows, x, fx, options)
         # Difference to the step before; there is none at the first, whose column stays zero.
         known = jnp.where(rows.count > 0, 1.0, 0.0).astype(x.dtype)
         slot = rows.count % m
@@ -275,7 +264,7 @@ def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
         rows, x, p, f_before, u, v = carry
         fx = f(x)
         residual = fx - x
-        judged = _judge(rows, x, fx, options, keep_best=True)
+        judged = _judge(rows, x, fx, options)
         change = residual - f_before
         h_change = times(u, v, change)
         p_h = times(v, u, p)
