@@ -326,7 +326,9 @@ def _bibtex_study(config: ConfigDict) -> Study:
     reported = {"nn": 0.434, "gd": 0.432}[config.model.form]
     arms = {
         "fpi": Arm(reported={"f1@best": reported}),
-        "mlp": Arm({"model.form": "mlp"}, reported={"f1@best": 0.389}),
+        "mlp": Arm(
+            {"model.form": "mlp", "optimizer.learning_rate": 1e-2}, reported={"f1@best": 0.389}
+        ),
     }
 
     def claim(results: Results) -> tuple[str, bool]:

@@ -33,18 +33,17 @@ class ObjectiveMLP(nn.Module):
 
 
 class FlowObjective(nn.Module):
-    """A learned data term of (I1, warp(I2, x)) and a learned smoothness of x.
+    """A learned data term of I1 and warp(I2, x), and a learned smoothness of x.
 
-    Data: Conv3x3, softplus, Conv3x3, softplus, Conv1x1 on both images; the sum over channels of
-    the squares, mean over pixels. Smoothness: the mean over pixels of sum_k w_k sqrt(d_k^2 + 1e-3)
-    of the differences d_k of x to the right and down, w_k = softplus of a parameter. The images
-    are smoothed by the caller where the warp should be.
+    Data: ||phi(I1) - phi(warp(I2, x))||^2 summed over pixels, phi = Conv3x3, softplus, Conv3x3,
+    softplus, Conv1x1, the same for both images. Smoothness: the sum over pixels and directions k of
+    w_k sqrt(d_k^2 + 1e-3) of the differences d_k of x, w_k = softplus of a parameter. Sums, not
+    means: the size of a gradient step does not depend on the size of the image.
 
     Attributes:
       features: channels of the two hidden convolutions and of the last.
 
-    Call: x [B, H, W, 2], context (I1, I2) each [B, H, W, C] -> [B], scaled by the pixels so that a
-    gradient step does not depend on the size of the image.
+    Call: x [B, H, W, 2], context (I1, I2) each [B, H, W, C] -> [B].
     """
 
     features: tuple[int, int, int] = (32, 32, 16)
@@ -52,12 +51,13 @@ class FlowObjective(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w 2"], context: Any) -> Float[Array, " batch"]:
         first, second = context
-        moved = warp_bilinear(second, x)
-        h = jnp.concatenate([first, moved, moved - first], -1)
+        # One pass for both: the two images are stacked on the batch axis.
+        h = jnp.concatenate([first, warp_bilinear(second, x)])
         h = nn.softplus(nn.Conv(self.features[0], (3, 3), name="conv0")(h))
         h = nn.softplus(nn.Conv(self.features[1], (3, 3), name="conv1")(h))
         h = nn.Conv(self.features[2], (1, 1), name="conv2")(h)
-        data = (h**2).sum(-1)
+        one, two = jnp.split(h, 2)
+        data = ((one - two) ** 2).sum(-1)
         raw = self.param("smoothness", nn.initializers.constant(0.0), (2,))
         return data.sum((1, 2)) + smoothness(x, nn.softplus(raw))
 
