@@ -85,8 +85,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(config: Any, flags: Any) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("reprise").setLevel(logging.INFO)
+    ours = logging.getLogger("reprise")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.StreamHandler())
+    ours.propagate = False
     logging.getLogger("absl").setLevel(logging.ERROR)
     if flags["compile-for"].value:
         from reprise.common.training import compile_for

@@ -127,6 +127,8 @@ def command(config: ConfigDict) -> str:
     changed = []
     for difference in configs.differences(original, configs.to_plain(config)):
         field = difference.partition(":")[0]
+        if field.partition(".")[0] in configs.FREE_FIELDS:
+            continue  # where it ran, not what
         value = config
         for part in field.split("."):
             value = value[part]
