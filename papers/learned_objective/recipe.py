@@ -1,5 +1,6 @@
 """How learned objectives are trained and judged: 1-D registration and dense optical flow."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -185,14 +186,14 @@ def flow_solver(config: ConfigDict) -> Any:
     def objective(params: Any, x: jax.Array, context: Any) -> jax.Array:
         return net.apply({"params": params}, x, context)
 
-    def solve(params: Any, first: Any, second: Any) -> list[jax.Array]:
+    def solve(params: Any, first: Any, second: Any, factor: int = 1) -> list[jax.Array]:
         return coarse_to_fine(
             objective,
             params["net"],
             first,
             second,
             levels=m.levels,
-            num_steps=m.num_inner,
+            num_steps=m.num_inner * factor,
             step_size=jax.nn.softplus(params["step_size"]),
             clip=m.clip,
         )
@@ -247,17 +248,18 @@ def _flow(config: ConfigDict) -> Phase:
         final = end_point_error(flows[-1], pair["flow"]).mean()
         return value, (model_state, {"epe": final})
 
-    @jax.jit
-    def learned(params: Any, pair: Any) -> jax.Array:
-        flow = solve(params, pair["first"], pair["second"])[-1]
+    @functools.partial(jax.jit, static_argnums=2)
+    def learned(params: Any, pair: Any, factor: int) -> jax.Array:
+        flow = solve(params, pair["first"], pair["second"], factor)[-1]
         return end_point_error(flow, pair["flow"]).mean()
 
     def evaluate(current: state.TrainState) -> dict[str, float]:
         test, real = flow_pairs(config, 2, config.data.test), chairs(config)
         if m.arm == "learned":
+            factor = best_factor(config, learned, current.params)
 
             def judge(pair: Any) -> float:
-                return float(learned(current.params, pair))
+                return float(learned(current.params, pair, factor))
 
         else:
             best = best_handmade(config)
@@ -274,6 +276,12 @@ def _flow(config: ConfigDict) -> Phase:
         return out
 
     return _phase(config, init, loss, None, evaluate)
+
+
+def best_factor(config: ConfigDict, error: Any, params: Any) -> int:
+    """How many times the training's inner steps are best at test, on validation pairs."""
+    pairs = flow_pairs(config, 3, config.data.test)
+    return min(config.model.test_factors, key=lambda factor: float(error(params, pairs, factor)))
 
 
 def handmade_flow(config: ConfigDict, setting: tuple[float, float, int], pair: Any) -> jax.Array:
@@ -299,7 +307,7 @@ def best_handmade(config: ConfigDict) -> tuple[float, float, int]:
         (weight, step_size, m.num_inner * factor)
         for weight in m.handmade_weights
         for step_size in m.handmade_step_sizes
-        for factor in (1, 8)
+        for factor in m.test_factors
     ]
 
     def error(setting: tuple[float, float, int]) -> float:
@@ -355,13 +363,19 @@ def _flow_study() -> Study:
 
     def draw(config: ConfigDict, results: Results, states: Any, directory: Path) -> list[Path]:
         solve, best = flow_solver(config), best_handmade(config)
+
+        def error(params: Any, pairs: Any, factor: int) -> jax.Array:
+            flow = solve(params, pairs["first"], pairs["second"], factor)[-1]
+            return end_point_error(flow, pairs["flow"]).mean()
+
+        factor = best_factor(config, error, states["learned"][0].params)
         sets = {"generated": flow_pairs(config, 2, 4), "chairs": chairs(config)}
         paths = []
         for name, pairs in sets.items():
             if pairs is not None:
                 params = states["learned"][0].params
                 found = {
-                    "learned": solve(params, pairs["first"], pairs["second"])[-1],
+                    "learned": solve(params, pairs["first"], pairs["second"], factor)[-1],
                     "hand-crafted": handmade_flow(config, best, pairs),
                 }
                 path = directory / f"{config.variant}-{name}.png"
