@@ -40,7 +40,7 @@ def _denoise(config: ConfigDict) -> None:
     config.model.scale = 0.1  # of the last convolution at initialisation
     # Limit on the product of the norms of the convolutions that x passes. Below 1 it guarantees a
     # contraction; ReLUs and directions that do not line up make the map contract far beyond.
-    config.model.contraction = 10.0
+    config.model.contraction = 4.0
     config.model.tol = 1e-6  # squared relative step at which an image stops
     config.model.max_iter = 25
     config.data.name = "photos"

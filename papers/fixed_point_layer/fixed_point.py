@@ -250,10 +250,19 @@ def _jacobian(
     def of_x(x: PyTree) -> PyTree:
         return g(params, x, y)
 
+    pull = jax.vjp(of_x, x)[1]
     if transpose:
-        pull = jax.vjp(of_x, x)[1]
         return lambda c: pull(c)[0]
-    return jax.linearize(of_x, x)[1]
+    return _transposed(lambda c: pull(c)[0], x)
+
+
+def _transposed(linear: Callable[[PyTree], PyTree], like: PyTree) -> Callable[[PyTree], PyTree]:
+    """The transpose of a linear map, by its vector-Jacobian product.
+
+    J u by transposing c -> J^T c asks of g reverse mode alone, so that maps with a custom VJP work.
+    """
+    push = jax.vjp(linear, jax.tree.map(jnp.zeros_like, like))[1]
+    return lambda u: push(u)[0]
 
 
 def _linear_fwd(
@@ -372,7 +381,7 @@ def spectral_radius(
     leaves, structure = jax.tree.flatten(x)
     keys = jax.random.split(key, len(leaves))
     noise = [jax.random.normal(k, l.shape, l.dtype) for k, l in zip(keys, leaves, strict=True)]
-    times = jax.linearize(lambda x: g(params, x, y), x)[1]
+    times = _jacobian(g, False, params, y, x)
 
     def norm(u: PyTree) -> Float[Array, " batch"]:
         squared = (_flatten(u, options) ** 2).sum(-1)

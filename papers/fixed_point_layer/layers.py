@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
 from reprise.papers.fixed_point_layer.fixed_point import (
     FixedPointStats,
     fixed_point,
@@ -274,7 +275,8 @@ class _ConvCell(nn.Module):
 
     def setup(self) -> None:
         last = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
-        conv = {"kernel_size": (3, 3), "dtype": self.dtype}
+        conv: dict[str, Any] = {"kernel_size": (3, 3), "dtype": self.dtype}
+        conv["conv_general_dilated"] = conv_general_dilated
         self.conv_x = nn.Conv(self.features, use_bias=False, **conv)
         self.conv = nn.Conv(self.features, **conv)
         self.out = nn.Conv(self.channels, kernel_init=last, **conv)
@@ -346,5 +348,8 @@ class MazeCell(nn.Module):
     def __call__(
         self, x: Float[Array, "batch h w 1"], y: Float[Array, "batch h w 2"]
     ) -> Float[Array, "batch h w 1"]:
-        h = nn.relu(nn.Conv(self.features, (3, 3), name="conv")(jnp.concatenate([x, y], -1)))
+        conv = nn.Conv(
+            self.features, (3, 3), conv_general_dilated=conv_general_dilated, name="conv"
+        )
+        h = nn.relu(conv(jnp.concatenate([x, y], -1)))
         return nn.sigmoid(nn.Conv(1, (1, 1), name="out")(h))

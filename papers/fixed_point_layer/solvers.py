@@ -35,10 +35,10 @@ class Solution(NamedTuple):
     """Where the iteration ended.
 
     Attributes:
-      x: f of the iterate with the lowest residual: where the iteration converges that is its last
+      x: f of the iterate with the smallest step: where the iteration converges that is its last
         one, and where it diverges not the overflow at its end.
       num_iters: evaluations of the map.
-      residual: that residual, the squared step ||f(x) - x||^2, relative where asked.
+      residual: the squared step ||f(x) - x||^2 of that iterate, relative where asked.
       converged: residual <= tol.
     """
 
@@ -53,6 +53,7 @@ class _Rows(NamedTuple):
 
     count: Int[Array, ""]
     active: Bool[Array, " batch"]
+    squared: Float[Array, " batch"]
     residual: Float[Array, " batch"]
     best: Float[Array, "batch n"]
 
@@ -69,21 +70,10 @@ def _dot(a: Float[Array, "*k n"], b: Float[Array, "*k n"], options: Options) -> 
     return out
 
 
-def _residual(
-    step: Float[Array, "batch n"], x: Float[Array, "batch n"], options: Options
-) -> Float[Array, " batch"]:
-    squared = _dot(step, step, options)
-    return squared / (_dot(x, x, options) + 1e-30) if options.relative else squared
-
-
 def _start(x0: Float[Array, "batch n"]) -> _Rows:
-    batch = x0.shape[0]
-    return _Rows(
-        jnp.zeros((), jnp.int32),
-        jnp.ones((batch,), bool),
-        jnp.full((batch,), jnp.inf, x0.dtype),
-        x0,
-    )
+    infinite = jnp.full(x0.shape[:1], jnp.inf, x0.dtype)
+    active = jnp.ones(x0.shape[:1], bool)
+    return _Rows(jnp.zeros((), jnp.int32), active, infinite, infinite, x0)
 
 
 def _running(rows: _Rows, options: Options) -> Bool[Array, ""]:
@@ -98,11 +88,16 @@ def _judge(
     rows: _Rows, x: Float[Array, "batch n"], fx: Float[Array, "batch n"], options: Options
 ) -> _Rows:
     """Takes note of one evaluation fx = f(x): who has arrived, who has left the finite numbers."""
-    residual = _residual(fx - x, x, options)
-    better = rows.active & (residual < rows.residual)  # False where it is NaN
+    squared = _dot(fx - x, fx - x, options)
+    residual = squared / (_dot(x, x, options) + 1e-30) if options.relative else squared
+    arrived = residual <= options.tol
+    # The best is the smallest step, not the smallest relative one: on the way to infinity the
+    # relative step may well shrink. Comparisons are False where a value is NaN.
+    better = rows.active & (arrived | (squared < rows.squared))
     return _Rows(
         rows.count + 1,
-        rows.active & jnp.isfinite(residual) & (residual > options.tol),
+        rows.active & ~arrived & jnp.isfinite(residual),
+        jnp.where(better, squared, rows.squared),
         jnp.where(better, residual, rows.residual),
         jnp.where(better[:, None], fx, rows.best),
     )

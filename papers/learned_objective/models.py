@@ -1,11 +1,13 @@
 """Networks used as objectives: (x, context) -> one scalar an example."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
 from reprise.common.ops.warp import warp_bilinear
 
 
@@ -51,10 +53,13 @@ class FlowObjective(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w 2"], context: Any) -> Float[Array, " batch"]:
         first, second = context
+        conv = functools.partial(
+            nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated
+        )
         # One pass for both: the two images are stacked on the batch axis.
         h = jnp.concatenate([first, warp_bilinear(second, x)])
-        h = nn.softplus(nn.Conv(self.features[0], (3, 3), name="conv0")(h))
-        h = nn.softplus(nn.Conv(self.features[1], (3, 3), name="conv1")(h))
+        h = nn.softplus(conv(self.features[0], name="conv0")(h))
+        h = nn.softplus(conv(self.features[1], name="conv1")(h))
         h = nn.Conv(self.features[2], (1, 1), name="conv2")(h)
         one, two = jnp.split(h, 2)
         data = ((one - two) ** 2).sum(-1)
