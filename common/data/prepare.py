@@ -80,7 +80,9 @@ def write_copy(info: DataInfo, pairs: Any, root: Path) -> Path:
         if expected is not None:
             originals.expect(f"{info.name}, split {split}: examples", len(examples), expected)
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    base: Any = tfds.core.GeneratorBasedBuilder
+
+    class Builder(base, skip_registration=True):  # type: ignore[call-arg]
         VERSION = tfds.core.Version("1.0.0")
         name = info.name
 

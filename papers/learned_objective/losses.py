@@ -54,7 +54,8 @@ def learned_objective_loss(
         difference = x.astype(wide) - target.astype(wide)
         return (difference**2).reshape(len(x), -1).sum(-1)
 
-    return sum(jax.tree.leaves(jax.tree.map(squared, x, target)))
+    each = jax.tree.leaves(jax.tree.map(squared, x, target))
+    return jnp.stack(each).sum(0)
 
 
 def end_point_error(

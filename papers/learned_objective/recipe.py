@@ -78,7 +78,8 @@ class _Regression(nn.Module):
 
 def _registration(config: ConfigDict) -> Phase:
     m = config.model
-    net, regression = ObjectiveMLP(), _Regression()
+    net: Any = ObjectiveMLP()
+    regression: Any = _Regression()
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 3)
     validation = tasks.registration(keys[0], 300)
     test = tasks.registration(keys[1], 1000)
@@ -181,7 +182,7 @@ def horn_schunck(weight: jax.Array, x: jax.Array, context: Any) -> jax.Array:
 def flow_solver(config: ConfigDict) -> Any:
     """(params, first, second) -> flows of all levels, by the learned objective."""
     m = config.model
-    net = FlowObjective(tuple(m.features))
+    net: Any = FlowObjective(tuple(m.features))
 
     def objective(params: Any, x: jax.Array, context: Any) -> jax.Array:
         return net.apply({"params": params}, x, context)
