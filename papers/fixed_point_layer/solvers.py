@@ -51,7 +51,7 @@ class Solution(NamedTuple):
 class _Rows(NamedTuple):
     """Which rows still move, and the best each has seen."""
 
-    count: Int[Array, ""]
+    turns: Int[Array, ""]
     active: Bool[Array, " batch"]
     squared: Float[Array, " batch"]
     residual: Float[Array, " batch"]
@@ -81,7 +81,7 @@ def _running(rows: _Rows, options: Options) -> Bool[Array, ""]:
     if options.axis_name is not None:
         # Every device must take the same number of turns: the map may hold collectives.
         running = jax.lax.pmax(running.astype(jnp.int32), options.axis_name) > 0
-    return running & (rows.count < options.max_iter)
+    return running & (rows.turns < options.max_iter)
 
 
 def _judge(
@@ -95,7 +95,7 @@ def _judge(
     # relative step may well shrink. Comparisons are False where a value is NaN.
     better = rows.active & (arrived | (squared < rows.squared))
     return _Rows(
-        rows.count + 1,
+        rows.turns + 1,
         rows.active & ~arrived & jnp.isfinite(residual),
         jnp.where(better, squared, rows.squared),
         jnp.where(better, residual, rows.residual),
@@ -104,7 +104,7 @@ def _judge(
 
 
 def _solution(rows: _Rows, options: Options) -> Solution:
-    return Solution(rows.best, rows.count, rows.residual, rows.residual <= options.tol)
+    return Solution(rows.best, rows.turns, rows.residual, rows.residual <= options.tol)
 
 
 def _picard(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
@@ -213,8 +213,8 @@ def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution
         residual = fx - x
         judged = _judge(rows, x, fx, options)
         # Difference to the step before; there is none at the first, whose column stays zero.
-        known = jnp.where(rows.count > 0, 1.0, 0.0).astype(x.dtype)
-        slot = rows.count % m
+        known = jnp.where(rows.turns > 0, 1.0, 0.0).astype(x.dtype)
+        slot = rows.turns % m
         new_df = known * (residual - f_before)
         df = jax.lax.dynamic_update_index_in_dim(df, new_df, slot, 0)
         dx = jax.lax.dynamic_update_index_in_dim(dx, known * (x - x_before), slot, 0)
@@ -266,12 +266,12 @@ def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
         scale = _dot(p_h, change, options)
         # The first evaluation has no step before it: p is 0 there, and so the update is skipped.
         usable = jnp.abs(scale) >= 1e-12 * _dot(p, p, options)
-        usable &= (rows.count > 0) & jnp.isfinite(scale) & (scale != 0)
+        usable &= (rows.turns > 0) & jnp.isfinite(scale) & (scale != 0)
         new_u = jnp.where(
             usable[:, None], (p - h_change) / jnp.where(usable, scale, 1.0)[:, None], 0.0
         )
         new_v = jnp.where(usable[:, None], p_h, 0.0)
-        slot = rows.count % m
+        slot = rows.turns % m
         u = jax.lax.dynamic_update_index_in_dim(u, new_u, slot, 0)
         v = jax.lax.dynamic_update_index_in_dim(v, new_v, slot, 0)
         p = -times(u, v, residual)
