@@ -45,21 +45,22 @@ def _registration(config: ConfigDict) -> None:
 
 def _flow(config: ConfigDict) -> None:
     medium = config.variant == "flow_medium"
-    config.num_steps = 20_000 if medium else 600
+    config.num_steps = 20_000 if medium else 400
     config.batch_size = 16 if medium else 4
     config.log.every = 20
     config.study.over_seeds = "map"  # vmapped convolutions are slow on CPUs
-    config.optimizer = base.optimizer("adamw", 5e-4 if medium else 5e-3, weight_decay=1e-4)
+    config.optimizer = base.optimizer("adamw", 5e-4 if medium else 2e-3, weight_decay=1e-4)
     config.optimizer.schedule.name = "cosine_decay_schedule"
     config.optimizer.clip_norm = 1.0
     config.model.task = "flow"
     config.model.features = (32, 32, 16) if medium else (8, 8, 8)
     config.model.levels = 3 if medium else 2  # of the pyramid
-    config.model.num_inner = 20 if medium else 8  # T at each level
-    config.model.step_size = 0.1  # alpha at the start; it is learned
-    config.model.clip = 1.0  # largest inner step, in pixels of the level
+    config.model.num_inner = 20 if medium else 12  # T at each level
+    config.model.step_size = 0.02  # alpha at the start; it is learned
+    config.model.momentum = 0.8  # of the inner process, for every arm
+    config.model.clip = 1.0  # largest velocity, in pixels of the level
     config.model.test_factors = (1, 2, 4, 8)  # times T at test, for every arm, by validation
     config.model.handmade_weights = (0.01, 0.03, 0.1, 0.3)  # of the smoothness, by validation
-    config.model.handmade_step_sizes = (0.1, 0.3, 1.0)  # by validation
+    config.model.handmade_step_sizes = (0.03, 0.1, 0.3, 1.0)  # by validation
     config.data.size = 64 if medium else 24  # pixels a side
     config.data.test = 64

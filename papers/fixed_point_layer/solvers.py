@@ -64,7 +64,9 @@ def solve(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
 
 
 def _dot(a: Float[Array, "*k n"], b: Float[Array, "*k n"], options: Options) -> Float[Array, "*k"]:
-    out = jnp.einsum("...n,...n->...", a, b)
+    # A sum of products fuses into one pass and is float32 everywhere; as a batched matrix product
+    # it is neither on CPUs and TPUs.
+    out = (a * b).sum(-1)
     if options.global_norm and options.axis_name is not None:
         out = jax.lax.psum(out, options.axis_name)
     return out
@@ -223,7 +225,7 @@ def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution
         gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 1)
         rhs = _dot(df, residual[None], options)
         gamma = mixing_weights(jnp.moveaxis(gram, -1, 0), rhs.T, options.ridge)
-        step = beta * residual - jnp.einsum("bm,mbn->bn", gamma, dx + beta * df)
+        step = beta * residual - (gamma.T[..., None] * (dx + beta * df)).sum(0)
         # Frozen rows stay where they are, and a mixing that overflowed falls back to Picard.
         step = jnp.where(jnp.isfinite(step).all(-1, keepdims=True), step, beta * residual)
         moved = jnp.where(judged.active[:, None], x + step, x)
@@ -253,7 +255,7 @@ def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
         p: Float[Array, "batch n"],
     ) -> Float[Array, "batch n"]:
         """(-I + sum_i left_i right_i^T) p."""
-        return -p + jnp.einsum("mb,mbn->bn", _dot(right, p[None], options), left)
+        return -p + (_dot(right, p[None], options)[..., None] * left).sum(0)
 
     def body(carry: Any) -> Any:
         rows, x, p, f_before, u, v = carry

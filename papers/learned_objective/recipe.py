@@ -196,6 +196,7 @@ def flow_solver(config: ConfigDict) -> Any:
             levels=m.levels,
             num_steps=m.num_inner * factor,
             step_size=jax.nn.softplus(params["step_size"]),
+            momentum=m.momentum,
             clip=m.clip,
         )
 
@@ -296,6 +297,7 @@ def handmade_flow(config: ConfigDict, setting: tuple[float, float, int], pair: A
         levels=config.model.levels,
         num_steps=steps,
         step_size=step_size,
+        momentum=config.model.momentum,
         clip=config.model.clip,
     )[-1]
 
