@@ -36,13 +36,11 @@ def _denoise(config: ConfigDict) -> None:
     config.optimizer.clip_norm = 1.0
     config.study.over_seeds = "map"  # vmapped convolutions are slow on CPUs
     config.model.task = "denoise"
-    config.model.features = 16  # channels of the two hidden convolutions
-    config.model.scale = 0.1  # of the last convolution at initialisation
-    # Limit on the product of the norms of the convolutions that x passes. Below 1 it guarantees a
-    # contraction; ReLUs and directions that do not line up make the map contract far beyond.
-    config.model.contraction = 4.0
-    config.model.tol = 1e-6  # squared relative step at which an image stops
-    config.model.max_iter = 25
+    config.model.features = 24  # channels of x
+    config.model.contraction = 0.9  # bound on the Lipschitz constant of the map
+    config.model.solver = "anderson"
+    config.model.tol = 1e-5  # squared relative step at which an image stops
+    config.model.max_iter = 20
     config.data.name = "photos"
     config.data.channels = 1
     config.data.patch = 24  # pixels a side, in training

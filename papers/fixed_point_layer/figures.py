@@ -15,7 +15,8 @@ from reprise.papers.fixed_point_layer import tasks
 def residual_curve(model: Any, params: Any, noisy: Any, num_iters: int) -> np.ndarray:
     """||g(x) - x|| / ||x|| of the batch along the plain iteration of a `Denoiser`: [num_iters]."""
     bound = model.bind({"params": params})
-    y = bound(noisy)[1]["y"]
+    taps = bound(noisy)[1]
+    y = taps["y"]
     g, cell = bound.fixed_point.map(), params["fixed_point"]["cell"]
 
     def body(x: Any, _: None) -> Any:
@@ -23,7 +24,7 @@ def residual_curve(model: Any, params: Any, noisy: Any, num_iters: int) -> np.nd
         return after, jnp.linalg.norm(after - x) / jnp.maximum(jnp.linalg.norm(x), 1e-12)
 
     _, residuals = jax.jit(lambda x: jax.lax.scan(body, x, None, length=num_iters))(
-        jnp.zeros_like(noisy)
+        jnp.zeros_like(taps["x"])
     )
     return np.asarray(residuals)[1:]
 

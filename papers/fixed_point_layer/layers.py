@@ -265,51 +265,60 @@ def conv_norm(
     return jnp.einsum("fi,fio,fo->f", u.conj(), matrices, v).real.max()
 
 
+def smoothing(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """A 3x3 binomial kernel on every channel by itself, norm 1, plus a little noise.
+
+    As W of `Denoiser` the limit is at first a wide low-pass filter of the features; a random W of
+    the same norm hardly reaches beyond its neighbours.
+    """
+    row = jnp.array([0.25, 0.5, 0.25], dtype)
+    kernel = (row[:, None] * row)[..., None, None] * jnp.eye(shape[2], shape[3], dtype=dtype)
+    noise = jax.random.normal(key, shape, dtype) / math.sqrt(9 * shape[2])
+    return kernel + 0.1 * noise
+
+
 class _ConvCell(nn.Module):
-    """W2 relu(W1 relu(h_y + W0 (gain x))): the part of `Denoiser` that is iterated."""
+    """relu(gain W x + h): one convolution of the features x; h is what the image contributes."""
 
-    features: int
-    scale: float
     dtype: Dtype
-    channels: int
 
-    def setup(self) -> None:
-        last = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
-        conv: dict[str, Any] = {"kernel_size": (3, 3), "dtype": self.dtype}
-        conv["conv_general_dilated"] = conv_general_dilated
-        self.conv_x = nn.Conv(self.features, use_bias=False, **conv)
-        self.conv = nn.Conv(self.features, **conv)
-        self.out = nn.Conv(self.channels, kernel_init=last, **conv)
-
+    @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"], y: Any) -> Float[Array, "batch h w c"]:
         projected, gain = y
-        h = nn.relu(projected + self.conv_x(x * gain.astype(x.dtype)))
-        return self.out(nn.relu(self.conv(h)))
+        conv = nn.Conv(
+            x.shape[-1],
+            (3, 3),
+            use_bias=False,
+            kernel_init=smoothing,
+            dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
+            name="conv",
+        )
+        return nn.relu(conv(x * gain.astype(x.dtype)) + projected)
 
 
 class Denoiser(nn.Module):
-    """x* = N([y, gain x*]) for an image y: three 3x3 convolutions of the noisy image and x.
+    """y + R x*, where the features x* = relu(gain W x* + U y + b) of an image y are a limit.
 
-    gain = min(1, contraction / (||W0|| ||W1|| ||W2||)), with the spectral norms of the
-    convolutions that x passes, makes the map a contraction throughout the training; without it the
-    training drives the map beyond one, where neither iteration converges. It touches the way of x
-    alone: applied once from x = 0 the module is the plain network.
+    U, W and R are 3x3 convolutions. gain = min(1, contraction / ||W||), with W's spectral norm,
+    makes the map a contraction throughout the training; without it training drives the map beyond
+    one, where neither iteration converges. It touches the way of x alone: applied once from x = 0
+    the module is the plain two-layer network y + R relu(U y + b).
 
     Attributes:
       channels: of the image.
-      features: channels of the two hidden convolutions.
-      scale: factor on the last convolution's initial kernel.
+      features: channels of x.
       contraction: bound on the Lipschitz constant in x.
       unroll, solver, tol, max_iter: see `FixedPoint`.
       dtype: of the computation.
 
-    Call: y [B, H, W, channels] -> (x*, taps): `stats`, and `y`, what the iterated map takes as y.
+    Call: y [B, H, W, channels] -> (restored image, taps): `stats`, `x` (x*), and `y`, what the
+    iterated map takes as y.
     """
 
     channels: int = 1
     features: int = 32
-    scale: float = 0.1
-    contraction: float = 0.95
+    contraction: float = 0.9
     unroll: int = 0
     solver: str = "picard"
     tol: float = 1e-6
@@ -317,9 +326,11 @@ class Denoiser(nn.Module):
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        self.conv_y = nn.Conv(self.features, (3, 3), dtype=self.dtype)
+        conv: dict[str, Any] = {"kernel_size": (3, 3), "dtype": self.dtype}
+        self.conv_y = nn.Conv(self.features, **conv)
+        self.out = nn.Conv(self.channels, **conv)
         self.fixed_point = FixedPoint(
-            cell=_ConvCell(self.features, self.scale, self.dtype, self.channels),
+            cell=_ConvCell(self.dtype),
             unroll=self.unroll,
             solver=self.solver,
             tol=self.tol,
@@ -331,12 +342,11 @@ class Denoiser(nn.Module):
         projected = self.conv_y(y)
         gain = jnp.ones((len(y), 1, 1, 1), jnp.float32)
         if not self.is_initializing():
-            cell = self.fixed_point.variables["params"]["cell"]
-            norms = [conv_norm(cell[name]["kernel"]) for name in ("conv_x", "conv", "out")]
-            product = jnp.maximum(norms[0] * norms[1] * norms[2], 1e-12)
-            gain = gain * jnp.minimum(1.0, self.contraction / product)
-        x, stats = self.fixed_point((projected, gain), jnp.zeros_like(y))
-        return x, {"stats": stats, "y": (projected, gain)}
+            kernel = self.fixed_point.variables["params"]["cell"]["conv"]["kernel"]
+            norm = jnp.maximum(conv_norm(kernel), 1e-12)
+            gain = gain * jnp.minimum(1.0, self.contraction / norm)
+        x, stats = self.fixed_point((projected, gain), jnp.zeros_like(projected))
+        return y + self.out(x), {"stats": stats, "x": x, "y": (projected, gain)}
 
 
 class MazeCell(nn.Module):

@@ -49,7 +49,6 @@ def denoiser(config: ConfigDict) -> layers.Denoiser:
     return layers.Denoiser(
         channels=config.data.channels,
         features=model.features,
-        scale=model.scale,
         contraction=model.contraction,
         unroll=model.unroll,
         solver=model.solver,

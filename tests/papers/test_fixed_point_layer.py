@@ -486,7 +486,7 @@ def test_unrolling_is_the_map_applied_that_often():
 
 
 def test_the_denoiser_contracts_where_its_bound_is_below_1():
-    model = Denoiser(features=8, contraction=0.9, scale=5.0, tol=1e-10, max_iter=200)
+    model = Denoiser(features=8, contraction=0.9, tol=1e-10, max_iter=200)
     y = jax.random.normal(jax.random.key(0), (2, 12, 12, 1))
     variables = model.init(jax.random.key(1), y)
     bound = model.bind(variables)
@@ -494,7 +494,7 @@ def test_the_denoiser_contracts_where_its_bound_is_below_1():
     radius = spectral_radius(
         bound.fixed_point.map(),
         variables["params"]["fixed_point"]["cell"],
-        jnp.zeros_like(y),
+        taps["x"],
         taps["y"],
         jax.random.key(2),
     )
