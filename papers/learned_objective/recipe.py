@@ -286,7 +286,7 @@ def best_factor(config: ConfigDict, error: Any, params: Any) -> int:
     return min(config.model.test_factors, key=lambda factor: float(error(params, pairs, factor)))
 
 
-def handmade_flow(config: ConfigDict, setting: tuple[float, float, int], pair: Any) -> jax.Array:
+def handmade_flow(config: ConfigDict, setting: tuple[Any, Any, int], pair: Any) -> jax.Array:
     """The flow of `horn_schunck` with (smoothness, step size, steps a level)."""
     weight, step_size, steps = setting
     return coarse_to_fine(
@@ -313,11 +313,12 @@ def best_handmade(config: ConfigDict) -> tuple[float, float, int]:
         for factor in m.test_factors
     ]
 
-    def error(setting: tuple[float, float, int]) -> float:
-        flow = jax.jit(lambda pair: handmade_flow(config, setting, pair))(pairs)
-        return float(end_point_error(flow, pairs["flow"]).mean())
+    @functools.partial(jax.jit, static_argnums=2)  # one program for every weight and step size
+    def error(weight: jax.Array, step_size: jax.Array, steps: int) -> jax.Array:
+        flow = handmade_flow(config, (weight, step_size, steps), pairs)
+        return end_point_error(flow, pairs["flow"]).mean()
 
-    return min(settings, key=error)
+    return min(settings, key=lambda setting: float(error(*setting)))
 
 
 def study(config: ConfigDict) -> Study:
