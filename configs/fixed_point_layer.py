@@ -29,6 +29,7 @@ def get_config(variant: str = "denoise") -> ConfigDict:
 
 
 def _denoise(config: ConfigDict) -> None:
+    config.datasets = ("photos",)
     config.num_steps, config.batch_size = 800, 16
     config.log.every = 20
     config.optimizer = base.optimizer("adam", 2e-3)
