@@ -30,8 +30,9 @@ def get_config(variant: str = "denoise") -> ConfigDict:
 
 def _denoise(config: ConfigDict) -> None:
     config.datasets = ("photos",)
-    config.num_steps, config.batch_size = 800, 16
+    config.num_steps, config.batch_size = 500, 16
     config.log.every = 20
+    config.checkpoint.every = 250
     config.optimizer = base.optimizer("adam", 2e-3)
     config.optimizer.schedule.name = "cosine_decay_schedule"
     config.optimizer.clip_norm = 1.0

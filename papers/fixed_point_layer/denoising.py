@@ -83,10 +83,10 @@ def denoising_sets(config: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
     sources = {"": (data.load(config.data.name, split, data_dir=config.data_dir or None), 16)}
     if channels == 1 and data.available("bsd68", config.data_dir or None)[0]:
         bsd68 = data.load("bsd68", "test", data_dir=config.data_dir or None)
-        sources["bsd68_"] = (bsd68, 2)
+        sources["bsd68_"] = (bsd68, 1)
     return {
         prefix: tasks.with_noise(
-            tasks.grid_of_crops(source, min(size * (4 if prefix else 1), 320), channels, each),
+            tasks.grid_of_crops(source, min(size * (2 if prefix else 1), 320), channels, each),
             config.data.sigma,
         )
         for prefix, (source, each) in sources.items()
