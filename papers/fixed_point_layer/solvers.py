@@ -5,6 +5,7 @@ not depend on its batch-mates. The loop ends when every row has stopped or the c
 Nothing here is differentiated; `fixed_point` gives the solution its gradient.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,10 +64,12 @@ def solve(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
     return _SOLVERS[options.solver](f, x0, options)
 
 
+# Float32 on TPUs too, where the default of a product of matrices is bfloat16.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
 def _dot(a: Float[Array, "*k n"], b: Float[Array, "*k n"], options: Options) -> Float[Array, "*k"]:
-    # A sum of products fuses into one pass and is float32 everywhere; as a batched matrix product
-    # it is neither on CPUs and TPUs.
-    out = (a * b).sum(-1)
+    out = _einsum("...n,...n->...", a, b)
     if options.global_norm and options.axis_name is not None:
         out = jax.lax.psum(out, options.axis_name)
     return out
@@ -225,7 +228,7 @@ def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution
         gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 1)
         rhs = _dot(df, residual[None], options)
         gamma = mixing_weights(jnp.moveaxis(gram, -1, 0), rhs.T, options.ridge)
-        step = beta * residual - (gamma.T[..., None] * (dx + beta * df)).sum(0)
+        step = beta * residual - _einsum("bm,mbn->bn", gamma, dx + beta * df)
         # Frozen rows stay where they are, and a mixing that overflowed falls back to Picard.
         step = jnp.where(jnp.isfinite(step).all(-1, keepdims=True), step, beta * residual)
         moved = jnp.where(judged.active[:, None], x + step, x)
@@ -255,7 +258,7 @@ def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
         p: Float[Array, "batch n"],
     ) -> Float[Array, "batch n"]:
         """(-I + sum_i left_i right_i^T) p."""
-        return -p + (_dot(right, p[None], options)[..., None] * left).sum(0)
+        return -p + _einsum("mb,mbn->bn", _dot(right, p[None], options), left)
 
     def body(carry: Any) -> Any:
         rows, x, p, f_before, u, v = carry
