@@ -204,7 +204,7 @@ def compare(label, g, params, y, x0, torch_map=None):
         grad = jax.jit(jax.grad(lambda p, y, solve=solve: (solve(p, y) ** 2).sum(), (0, 1)))
         try:
             slope = np.asarray(grad(params, y)[1])
-        except (jax.errors.JaxRuntimeError, TypeError) as error:
+        except (jax.errors.JaxRuntimeError, NotImplementedError, TypeError) as error:
             print(f"{label}: {name} fails: {str(error).splitlines()[0]}")
             continue
         forward[name] = lambda run=run: jax.block_until_ready(run(params, y))
