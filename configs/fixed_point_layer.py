@@ -30,7 +30,7 @@ def get_config(variant: str = "denoise") -> ConfigDict:
 
 def _denoise(config: ConfigDict) -> None:
     config.datasets = ("photos",)
-    config.num_steps, config.batch_size = 500, 16
+    config.num_steps, config.batch_size = 1500, 16
     config.log.every = 20
     config.checkpoint.every = 250
     config.optimizer = base.optimizer("adam", 2e-3)
