@@ -102,7 +102,9 @@ def run_phase(
     keys = make_keys()
     restored = checkpoints.restore(compiled.state) if checkpoints else None
     start, state = restored or (0, compiled.init(keys, previous))
-    metrics_log.rewind(lambda row: row["phase"] != phase.name or row["step"] <= start)
+    # Rows newer than the checkpoint are written again; without one, all of the phase's are.
+    kept = start if restored else -1
+    metrics_log.rewind(lambda row: row["phase"] != phase.name or row["step"] <= kept)
     if start:
         log.info("phase %s: continues at step %d of %d", phase.name, start, phase.num_steps)
     if restored and start == phase.num_steps:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -320,6 +321,20 @@ def test_resident_arrays_and_phases_without_batches():
     assert [m["s"] for m in done.metrics] == [30.0, 30.0]
     noise = [r["noise"] for r in done.history if "noise" in r]
     assert len(set(noise)) == len(noise) > 1
+
+
+def test_an_evaluation_cut_off_before_its_checkpoint_is_written_once(tmp_path):
+    def phases(config):
+        zero = jax.numpy.zeros(())
+        return [
+            Phase("score", 0, lambda k, p: zero, lambda s, b, k: (s, {}), None, lambda s: {"s": s})
+        ]
+
+    run.train(phases, toy.get_config(), tmp_path)
+    whole = metrics(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    run.train(phases, toy.get_config(), tmp_path)
+    assert metrics(tmp_path) == whole and len(rows(tmp_path)) == 1
 
 
 def test_a_reusable_phase_is_trained_once(tmp_path, caplog):
