@@ -24,6 +24,11 @@ def _sums(directory: Path) -> dict[str, str]:
     }
 
 
+def _wrapped(state: Any) -> Any:
+    """Orbax saves no single array and no empty tree; a phase's state may be either."""
+    return {"state": state, "format": 1}
+
+
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -54,7 +59,7 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Starts saving; the state may be donated as soon as this returns."""
         self.wait()
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(_wrapped(state)))
         self._manager.save(step, args=args, force=True)
         self._unsummed = step
 
@@ -97,8 +102,9 @@ class Checkpoints:
             bad = self._damage(step)
             if not bad:
                 try:
-                    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-                    return step, self._manager.restore(step, args=args).state
+                    target = ocp.args.StandardRestore(_wrapped(abstract))
+                    args = ocp.args.Composite(state=target)
+                    return step, self._manager.restore(step, args=args).state["state"]
                 # Orbax and tensorstore raise many kinds of error for an unreadable file.
                 except Exception as error:
                     reason = str(error).splitlines()[0]
@@ -144,10 +150,10 @@ def save_tree(path: Path, tree: Any) -> None:
     if path.exists():
         return
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
+        checkpointer.save(path, _wrapped(tree))
 
 
 def load_tree(path: Path, abstract: Any) -> Any:
     """Reads what `save_tree` wrote."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(Path(os.path.abspath(path)), abstract)
+        return checkpointer.restore(Path(os.path.abspath(path)), _wrapped(abstract))["state"]

@@ -323,15 +323,17 @@ def test_resident_arrays_and_phases_without_batches():
     assert len(set(noise)) == len(noise) > 1
 
 
-def test_an_evaluation_cut_off_before_its_checkpoint_is_written_once(tmp_path):
+@pytest.mark.parametrize("state", [jax.numpy.zeros(()), ()], ids=["array", "nothing"])
+def test_an_evaluation_cut_off_before_its_checkpoint_is_written_once(tmp_path, state):
+    def step(state, batch, key):
+        return state, {}
+
     def phases(config):
-        zero = jax.numpy.zeros(())
-        return [
-            Phase("score", 0, lambda k, p: zero, lambda s, b, k: (s, {}), None, lambda s: {"s": s})
-        ]
+        return [Phase("score", 0, lambda key, previous: state, step, None, lambda s: {"s": 1.0})]
 
     run.train(phases, toy.get_config(), tmp_path)
     whole = metrics(tmp_path)
+    assert run.train(phases, toy.get_config(), tmp_path).metrics == [{"s": 1.0}]
     shutil.rmtree(tmp_path / "checkpoints")
     run.train(phases, toy.get_config(), tmp_path)
     assert metrics(tmp_path) == whole and len(rows(tmp_path)) == 1
