@@ -258,7 +258,7 @@ def _evaluation(config: ConfigDict) -> Callable[[state.TrainState], dict[str, fl
             "pixel_auroc": pixel_auroc(maps, test["mask"]),
             "pro": per_region_overlap(maps, test["mask"]),
         }
-        if config.model.arm == "cfa":
+        if config.data.ablation and config.model.arm == "cfa":
             fixed = current.model_state
             count = int(fixed["count"])
             recent = np.asarray(fixed["track"])[max(0, count - 25) : max(1, count)]
