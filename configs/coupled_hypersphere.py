@@ -111,7 +111,7 @@ def _magnetic_tile(config: ConfigDict) -> None:
     config.datasets = ("magnetic_tile", "cifar10_30k")
     config.data.name = "magnetic_tile"
     config.data.size = 128
-    # Tiles with and without defects were exposed differently: brightness alone would tell them apart.
+    # Tiles with and without defects were exposed differently; brightness would tell them apart.
     config.data.standardize = True
     config.model.depth, config.model.width = 10, 32
     config.model.backbone_classes = 10
