@@ -56,7 +56,9 @@ def per_region_overlap(
     At each threshold, from the largest value down to the smallest in equal steps, the overlap is
     the share of a region that lies above it, averaged over all regions (8-connected components of
     the masks), and the rate is the share of normal pixels above it. What lies below `max_fpr` is
-    kept, both axes are stretched to [0, 1], and the area is taken by the trapezoid rule.
+    kept, both axes are stretched to [0, 1], and the area is taken by the trapezoid rule. Where an
+    axis has no extent (maps so good that no threshold has a rate between 0 and `max_fpr`), it is
+    the largest overlap that was kept.
 
     Args:
       maps: [N, H, W], larger for what is less normal.
@@ -85,10 +87,11 @@ def per_region_overlap(
         overlaps += [share_above(values[regions == i]) for i in range(1, count + 1)]
     overlap, rate = np.mean(overlaps, 0), share_above(maps[~masks])
     kept = rate <= max_fpr
-    overlap, rate = _stretch(overlap[kept]), _stretch(rate[kept])
-    return float(np.trapezoid(overlap, rate))
+    overlap, rate = overlap[kept], rate[kept]
+    if np.ptp(rate) == 0 or np.ptp(overlap) == 0:
+        return float(overlap.max())
+    return float(np.trapezoid(_stretch(overlap), _stretch(rate)))
 
 
 def _stretch(x: np.ndarray) -> np.ndarray:
-    reach = x.max() - x.min()
-    return (x - x.min()) / reach if reach > 0 else np.zeros_like(x)
+    return (x - x.min()) / np.ptp(x)
