@@ -37,7 +37,7 @@ def heat_maps(
         score = adaptation.scores(apply_overrides(config, {"model.arm": name}))
         rows[arm] = adaptation.maps_of(score, image, len(image))(each[0])
     for row, (name, pictures) in zip(axes, rows.items(), strict=True):
-        low, high = (float(np.quantile(pictures, q)) for q in (0.01, 0.995))
+        low, high = np.quantile(np.asarray(pictures, np.float32), (0.01, 0.995))
         for axis, picture in zip(row, pictures, strict=True):
             if name in ("image", "defect"):
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
