@@ -71,7 +71,7 @@ def get_config(variant: str = "brick") -> ConfigDict:
     config.pretrain = ConfigDict()
     config.pretrain.data = "cifar10_30k"
     config.pretrain.train_split, config.pretrain.test_split = "train", "validation"
-    config.pretrain.num_steps, config.pretrain.batch_size = 500, 64
+    config.pretrain.num_steps, config.pretrain.batch_size = 300, 64
     config.pretrain.optimizer = base.optimizer("adamw", 3e-3, weight_decay=1e-2)
     config.pretrain.optimizer.schedule.name = "cosine_decay_schedule"
 

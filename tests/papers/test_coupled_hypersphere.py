@@ -480,7 +480,7 @@ def test_pretraining_learns_and_hands_its_weights_on():
 
     config = tiny("magnetic_tile", **{"model.width": 4, "pretrain.batch_size": 4})
     phase = backbones.phase(config)
-    assert phase.reuse["pretrain"].num_steps == 500 and phase.reuse["network"]["width"] == 4
+    assert phase.reuse["pretrain"].num_steps == 300 and phase.reuse["network"]["width"] == 4
     state = jax.eval_shape(lambda: phase.init(jax.random.key(0), None))
     assert isinstance(state, states.TrainState)
     batch = {
