@@ -39,14 +39,14 @@ class Bank(NamedTuple):
       descriptor: parameters of phi, as they start.
       mean: of the descriptors at each position, over the batches so far: [H, W, D].
       square: the same of their outer products, [H, W, D, D], for the Gaussian arm; else [].
-      count: batches so far.
+      batches: how many so far.
     """
 
     backbone: Any
     descriptor: Any
     mean: Float[Array, "height width d"]
     square: Float[Array, "..."]
-    count: Int[Array, ""]
+    batches: Int[Array, ""]
 
 
 class Parts(NamedTuple):
@@ -85,7 +85,7 @@ def parts(config: ConfigDict) -> Parts:
         describe = add_coords if m.arm == "raw" else (lambda p: p)
         return Parts(init, patches, lambda key, p: {}, lambda _, p: describe(p))
 
-    def descriptor(p: jax.Array) -> PatchDescriptor:
+    def descriptor(p: jax.Array) -> Any:
         return PatchDescriptor(p.shape[-1] // m.gamma_d, dtype)
 
     return Parts(
@@ -118,11 +118,11 @@ def bank_phase(config: ConfigDict) -> Phase:
 
     def step(bank: Bank, batch: Any, key: jax.Array) -> Any:
         phi = net.describe(bank.descriptor, net.patches(bank.backbone, batch["image"]))
-        mean, square, i = running_mean(bank.mean, bank.count, phi), bank.square, bank.count
+        mean, square, i = running_mean(bank.mean, bank.batches, phi), bank.square, bank.batches
         if arm == "gaussian":
             outer = jnp.einsum("bhwi,bhwj->hwij", phi, phi, precision="highest") / len(phi)
             square = (i * square + outer) / (i + 1)
-        return bank._replace(mean=mean, square=square, count=i + 1), {}
+        return bank._replace(mean=mean, square=square, batches=i + 1), {}
 
     steps = max(1, config.data.train // config.batch_size)
     return Phase("bank", steps, init, step, stream)

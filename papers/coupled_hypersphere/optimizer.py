@@ -10,7 +10,7 @@ import optax
 class AmsgradState(NamedTuple):
     """Steps so far, first and second moment, and the largest second moment yet, all uncorrected."""
 
-    count: jax.Array
+    step: jax.Array
     mu: Any
     nu: Any
     nu_max: Any
@@ -32,14 +32,14 @@ def scale_by_amsgrad(
         return AmsgradState(jnp.zeros((), jnp.int32), zeros(), zeros(), zeros())
 
     def update(grads: Any, state: AmsgradState, params: Any = None) -> tuple[Any, AmsgradState]:
-        count = state.count + 1
+        step = state.step + 1
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
-        mu_hat = optax.tree.bias_correction(mu, b1, count)
-        nu_hat = optax.tree.bias_correction(nu_max, b2, count)
+        mu_hat = optax.tree.bias_correction(mu, b1, step)
+        nu_hat = optax.tree.bias_correction(nu_max, b2, step)
         scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat)
-        return scaled, AmsgradState(count, mu, nu, nu_max)
+        return scaled, AmsgradState(step, mu, nu, nu_max)
 
     return optax.GradientTransformation(init, update)
 

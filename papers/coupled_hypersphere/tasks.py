@@ -69,7 +69,7 @@ def textures(name: str, count: int, seed: int, *, part: str, defects: bool) -> E
         images.append(image[..., None].astype(np.float32))
         masks.append(mask)
     mask = np.stack(masks)
-    label = mask.any((1, 2)).astype(np.int32)
+    label = np.asarray(mask.any((1, 2)), np.int32)
     return {"image": check_images(name, np.stack(images)), "mask": mask, "label": label}
 
 
