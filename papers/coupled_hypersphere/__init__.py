@@ -5,6 +5,7 @@ from reprise.papers.coupled_hypersphere import coupled_hypersphere_loss
 loss = coupled_hypersphere_loss(phi, memory_bank, radius)  # [B]
 """
 
+from reprise.common.evaluation.anomaly import image_auroc, per_region_overlap, pixel_auroc
 from reprise.papers.coupled_hypersphere.layers import PatchDescriptor, add_coords, patch_features
 from reprise.papers.coupled_hypersphere.losses import (
     anomaly_map,
@@ -24,7 +25,10 @@ __all__ = [
     "compress",
     "coupled_hypersphere_loss",
     "coupled_hypersphere_score",
+    "image_auroc",
     "patch_features",
+    "per_region_overlap",
+    "pixel_auroc",
     "running_mean",
     "squared_distances",
 ]
