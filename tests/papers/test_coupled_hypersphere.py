@@ -298,7 +298,7 @@ def test_photographs_are_resized_cropped_and_turned_with_their_masks():
         assert agree.mean() > 0.98 and 0.1 < one["mask"].mean() < 0.2
     tiles = run.load_config("coupled_hypersphere:magnetic_tile")
     whole = tasks.photographed(example, np.random.default_rng(0), tiles)["image"]
-    assert whole.shape == (128, 128, 3)
+    assert whole.shape == (96, 96, 3)
     assert whole.mean() == pytest.approx(0.5, abs=1e-3) and whole.std() == pytest.approx(0.25)
 
 
@@ -496,4 +496,4 @@ def test_pretraining_learns_and_hands_its_weights_on():
         state
     )
     bank = jax.eval_shape(adaptation.bank_phase(config).init, jax.random.key(0), state)
-    assert bank.mean.shape == (32, 32, 28)
+    assert bank.mean.shape == (24, 24, 28)
