@@ -110,6 +110,7 @@ def _magnetic_tile(config: ConfigDict) -> None:
     config.datasets = ("magnetic_tile", "cifar10_30k")
     config.data.name = "magnetic_tile"
     config.data.size = 96
+    config.data.sigma = 2.0  # about the paper's share of the image
     # Tiles with and without defects were exposed differently; brightness would tell them apart.
     config.data.standardize = True
     config.model.depth, config.model.width = 10, 16
