@@ -16,9 +16,10 @@ class WRN(nn.Module):
       num_classes: size of the logits.
       dtype: of the computation; parameters and statistics stay float32.
 
-    Call: image [B, H, W, C], train -> (logits [B, num_classes] float32, taps). Taps: `stem`,
-    `stage1` to `stage3` (after the last block of a stage, before the activation that follows),
-    `final` (after the last BatchNorm and activation) and `embed` (its mean over pixels).
+    Call: image [B, H, W, C], train -> (logits [B, num_classes] float32, taps). Taps: `stem`;
+    `stage1_sum` to `stage3_sum`, the sum that a stage's last block returns; `stage1_pre` to
+    `stage3_pre`, its BatchNorm, which opens the next stage (or the head); `stage1` to `stage3`
+    after the activation that follows; `embed` (the mean of `stage3` over pixels).
     """
 
     depth: int = 16
@@ -35,20 +36,21 @@ class WRN(nn.Module):
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
         def norm(name: str, x: Array) -> Array:
-            batch_norm = nn.BatchNorm(
+            return nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
                 epsilon=1e-5,
                 dtype=self.dtype,
                 name=name,
-            )
-            return nn.relu(batch_norm(x))
+            )(x)
 
         def conv(name: str, x: Array, channels: int, size: int, stride: int) -> Array:
+            # Explicit padding: "SAME" shifts strided convolutions by a pixel against the original.
             return nn.Conv(
                 channels,
                 (size, size),
                 stride,
+                padding=size // 2,
                 use_bias=False,
                 kernel_init=init,
                 dtype=self.dtype,
@@ -57,20 +59,24 @@ class WRN(nn.Module):
 
         taps = {"stem": conv("stem", image.astype(self.dtype), 16, 3, 1)}
         x = taps["stem"]
-        for stage in range(3):
-            channels = 16 * self.width << stage
+        for stage in range(1, 4):
+            channels = 8 * self.width << stage
             for block in range((self.depth - 4) // 6):
-                name = f"stage{stage + 1}_block{block}"
-                stride = 2 if stage and not block else 1
-                h = norm(f"{name}_bn0", x)
+                name = f"stage{stage}_block{block}"
+                stride = 2 if stage > 1 and not block else 1
+                pre = norm(f"{name}_bn0", x)
+                h = nn.relu(pre)
+                if stage > 1 and not block:
+                    taps[f"stage{stage - 1}_pre"], taps[f"stage{stage - 1}"] = pre, h
                 # Where the shape changes, the shortcut starts after the shared activation.
                 if x.shape[-1] != channels or stride > 1:
                     x = conv(f"{name}_shortcut", h, channels, 1, stride)
                 h = conv(f"{name}_conv0", h, channels, 3, stride)
-                h = conv(f"{name}_conv1", norm(f"{name}_bn1", h), channels, 3, 1)
-                x = x + h
-            taps[f"stage{stage + 1}"] = x
-        taps["final"] = norm("bn", x)
-        taps["embed"] = taps["final"].mean((1, 2))
+                h = nn.relu(norm(f"{name}_bn1", h))
+                x = x + conv(f"{name}_conv1", h, channels, 3, 1)
+            taps[f"stage{stage}_sum"] = x
+        taps["stage3_pre"] = norm("bn", x)
+        taps["stage3"] = nn.relu(taps["stage3_pre"])
+        taps["embed"] = taps["stage3"].mean((1, 2))
         logits = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(taps["embed"])
         return logits.astype(jnp.float32), taps

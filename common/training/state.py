@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Loss = Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+Loss = Callable[..., tuple[Any, tuple[Any, dict[str, jax.Array]]]]
+Combine = Callable[[dict[str, Any], jax.Array], Any]  # (gradient of each term, step) -> gradient
 
 
 class TrainState(NamedTuple):
@@ -52,6 +53,7 @@ def gradient_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     remat: bool = False,
+    combine: Combine | None = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds a phase's `step` from a loss.
 
@@ -59,12 +61,16 @@ def gradient_step(
     optimiser and EMA stay as they were, and `nonfinite` counts it.
 
     Args:
-      loss: (params, model_state, batch, key) -> (scalar, (new model_state, {name: scalar})).
+      loss: (params, model_state, batch, key) -> (scalar, (new model_state, {name: scalar})). With
+        `combine`, {term: scalar} instead of the scalar.
       tx: the optimiser.
       accumulate: microbatches a step. The batch's leading axis must divide by it; gradients and
         metrics are averaged, model_state passes from one to the next, each has a key of its own.
       ema_decay: fraction of the average kept each step; 0 turns it off.
       remat: recompute the loss's activations in the backward pass instead of keeping them.
+      combine: ({term: gradient}, steps so far) -> the gradient to follow, for methods that clip or
+        weigh the gradients of their terms. The forward pass is shared; each term costs a backward
+        pass of its own. The reported `loss` is the sum of the terms.
 
     Returns:
       step(state, batch, key) -> (state, metrics). Metrics are the loss's, with `loss`,
@@ -72,7 +78,15 @@ def gradient_step(
     """
     if remat:
         loss = jax.checkpoint(loss)
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    together = jax.value_and_grad(loss, has_aux=True)
+
+    def apart(params: Any, *rest: Any) -> Any:
+        terms, pull, aux = jax.vjp(lambda p: loss(p, *rest), params, has_aux=True)
+        zeros = jax.tree.map(jnp.zeros_like, terms)
+        each = {name: pull({**zeros, name: jnp.ones_like(terms[name])})[0] for name in terms}
+        return (sum(terms.values()), aux), each
+
+    gradient = together if combine is None else apart
 
     def microbatched(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
         if accumulate == 1:
@@ -98,6 +112,8 @@ def gradient_step(
         (value, (model_state, metrics)), grads = microbatched(
             state.params, state.model_state, batch, key
         )
+        if combine is not None:
+            grads = combine(grads, state.step)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -5,7 +5,6 @@ not depend on its batch-mates. The loop ends when every row has stopped or the c
 Nothing here is differentiated; `fixed_point` gives the solution its gradient.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,15 +63,25 @@ def solve(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
     return _SOLVERS[options.solver](f, x0, options)
 
 
-# Float32 on TPUs too, where the default of a product of matrices is bfloat16.
-_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-
-
-def _dot(a: Float[Array, "*k n"], b: Float[Array, "*k n"], options: Options) -> Float[Array, "*k"]:
-    out = _einsum("...n,...n->...", a, b)
+def _dot(
+    vectors: Float[Array, "batch *m n"], v: Float[Array, "batch n"], options: Options
+) -> Float[Array, "batch *m"]:
+    """Inner products of each example's vectors with its v."""
+    # A matrix product an example: several times faster on CPUs than reducing an elementwise one.
+    # Highest precision, since the default of a product of matrices is bfloat16 on TPUs.
+    rows = vectors if vectors.ndim == 3 else vectors[:, None]
+    out = jnp.matmul(rows, v[..., None], precision=jax.lax.Precision.HIGHEST)[..., 0]
+    out = out if vectors.ndim == 3 else out[:, 0]
     if options.global_norm and options.axis_name is not None:
         out = jax.lax.psum(out, options.axis_name)
     return out
+
+
+def _combine(
+    weights: Float[Array, "batch m"], vectors: Float[Array, "batch m n"]
+) -> Float[Array, "batch n"]:
+    """sum_i weights_i vectors_i of each example."""
+    return jnp.matmul(weights[:, None], vectors, precision=jax.lax.Precision.HIGHEST)[:, 0]
 
 
 def _start(x0: Float[Array, "batch n"]) -> _Rows:
@@ -213,7 +222,7 @@ def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution
     m, beta = options.history, options.damping
 
     def body(carry: Any) -> Any:
-        rows, x, x_before, f_before, dx, df, gram = carry
+        rows, x, x_before, f_before, de, df, gram = carry
         fx = f(x)
         residual = fx - x
         judged = _judge(rows, x, fx, options)
@@ -221,29 +230,22 @@ def _anderson(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution
         known = jnp.where(rows.turns > 0, 1.0, 0.0).astype(x.dtype)
         slot = rows.turns % m
         new_df = known * (residual - f_before)
-        df = jax.lax.dynamic_update_index_in_dim(df, new_df, slot, 0)
-        dx = jax.lax.dynamic_update_index_in_dim(dx, known * (x - x_before), slot, 0)
-        row = _dot(df, new_df[None], options)  # [m, batch]
-        gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 0)
+        new_de = known * (x - x_before) + beta * new_df
+        df = jax.lax.dynamic_update_index_in_dim(df, new_df, slot, 1)
+        de = jax.lax.dynamic_update_index_in_dim(de, new_de, slot, 1)
+        row = _dot(df, new_df, options)
         gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 1)
-        rhs = _dot(df, residual[None], options)
-        gamma = mixing_weights(jnp.moveaxis(gram, -1, 0), rhs.T, options.ridge)
-        step = beta * residual - _einsum("bm,mbn->bn", gamma, dx + beta * df)
+        gram = jax.lax.dynamic_update_index_in_dim(gram, row, slot, 2)
+        gamma = mixing_weights(gram, _dot(df, residual, options), options.ridge)
+        step = beta * residual - _combine(gamma, de)
         # Frozen rows stay where they are, and a mixing that overflowed falls back to Picard.
         step = jnp.where(jnp.isfinite(step).all(-1, keepdims=True), step, beta * residual)
         moved = jnp.where(judged.active[:, None], x + step, x)
-        return judged, moved, x, residual, dx, df, gram
+        return judged, moved, x, residual, de, df, gram
 
-    zeros = jnp.zeros((m, batch, n), x0.dtype)
-    start = (
-        _start(x0),
-        x0,
-        x0,
-        jnp.zeros_like(x0),
-        zeros,
-        zeros,
-        jnp.zeros((m, m, batch), x0.dtype),
-    )
+    zeros = jnp.zeros((batch, m, n), x0.dtype)
+    gram = jnp.zeros((batch, m, m), x0.dtype)
+    start = (_start(x0), x0, x0, jnp.zeros_like(x0), zeros, zeros, gram)
     rows, *_ = jax.lax.while_loop(lambda carry: _running(carry[0], options), body, start)
     return _solution(rows, options)
 
@@ -253,12 +255,12 @@ def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
     m = options.history
 
     def times(
-        left: Float[Array, "m batch n"],
-        right: Float[Array, "m batch n"],
+        left: Float[Array, "batch m n"],
+        right: Float[Array, "batch m n"],
         p: Float[Array, "batch n"],
     ) -> Float[Array, "batch n"]:
         """(-I + sum_i left_i right_i^T) p."""
-        return -p + _einsum("mb,mbn->bn", _dot(right, p[None], options), left)
+        return _combine(_dot(right, p, options), left) - p
 
     def body(carry: Any) -> Any:
         rows, x, p, f_before, u, v = carry
@@ -277,14 +279,14 @@ def _broyden(f: Map, x0: Float[Array, "batch n"], options: Options) -> Solution:
         )
         new_v = jnp.where(usable[:, None], p_h, 0.0)
         slot = rows.turns % m
-        u = jax.lax.dynamic_update_index_in_dim(u, new_u, slot, 0)
-        v = jax.lax.dynamic_update_index_in_dim(v, new_v, slot, 0)
+        u = jax.lax.dynamic_update_index_in_dim(u, new_u, slot, 1)
+        v = jax.lax.dynamic_update_index_in_dim(v, new_v, slot, 1)
         p = -times(u, v, residual)
         p = jnp.where(jnp.isfinite(p).all(-1, keepdims=True), p, residual)
         p = jnp.where(judged.active[:, None], p, 0.0)
         return judged, x + p, p, residual, u, v
 
-    zeros = jnp.zeros((m, batch, n), x0.dtype)
+    zeros = jnp.zeros((batch, m, n), x0.dtype)
     start = (_start(x0), x0, jnp.zeros_like(x0), jnp.zeros_like(x0), zeros, zeros)
     rows, *_ = jax.lax.while_loop(lambda carry: _running(carry[0], options), body, start)
     return _solution(rows, options)

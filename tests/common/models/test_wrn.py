@@ -30,7 +30,10 @@ def test_taps_and_bfloat16():
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     shapes = {name: tap.shape[1:] for name, tap in taps.items()}
     assert shapes["stage1"] == (16, 16, 16) and shapes["stage3"] == (4, 4, 64)
-    assert shapes["embed"] == (64,) and (taps["stage3"] < 0).any()
+    assert shapes["embed"] == (64,)
+    for stage in ("stage1", "stage2", "stage3"):
+        assert (taps[f"{stage}_pre"] < 0).any() and shapes[f"{stage}_sum"] == shapes[stage]
+        np.testing.assert_array_equal(taps[stage], jax.nn.relu(taps[f"{stage}_pre"]))
     assert jax.tree.leaves(new)[0].dtype == jnp.float32
     with pytest.raises(ValueError, match="depth = 12: must be 6 n"):
         WRN(12).init(jax.random.key(0), image, train=False)
