@@ -62,6 +62,24 @@ _UCR = (
     "Trace",
 )
 
+_MVTEC = (
+    "bottle",
+    "cable",
+    "capsule",
+    "carpet",
+    "grid",
+    "hazelnut",
+    "leather",
+    "metal_nut",
+    "pill",
+    "screw",
+    "tile",
+    "toothbrush",
+    "transistor",
+    "wood",
+    "zipper",
+)
+
 _ALL = [
     DataInfo(
         "digits",
@@ -166,6 +184,15 @@ _ALL = [
         6,
         "magnetic_tile",
         _UNSTATED,
+    ),
+    DataInfo(
+        "mvtec_ad",
+        "tfds",
+        {f"{name}_{part}": None for name in _MVTEC for part in ("train", "test")},
+        {"image": _image(None, None, 3), "mask": _image(None, None, 1), "label": _LABEL},
+        None,
+        "mvtec_ad, as its archive unpacks",
+        "CC BY-NC-SA 4.0",
     ),
     DataInfo(
         "ucr",

@@ -3,6 +3,7 @@
 Each reader takes the folder of original files and yields (split, example) pairs.
 """
 
+import functools
 import gzip
 import hashlib
 import io
@@ -16,7 +17,7 @@ import numpy as np
 
 from reprise.common.data.errors import DataError
 
-Pair = tuple[str, dict[str, Any]]
+Pair = tuple[str, Any]  # split, and the example or a function that makes it
 
 
 class Folder:
@@ -253,6 +254,36 @@ def magnetic_tile(folder: Folder) -> Iterator[Pair]:
             yield split, {"image": image, "mask": mask, "label": label}
 
 
+def mvtec_ad(folder: Folder) -> Iterator[Pair]:
+    """CLASS/train/good, CLASS/test/KIND and CLASS/ground_truth/KIND; label 0 is good.
+
+    Nobody has registered checksums of its files, so shapes and counts are all that is checked. An
+    example is decoded when it is written: the whole set does not fit in memory.
+    """
+
+    def decoded(path: Path, drawn: Path | None, label: int) -> dict[str, Any]:
+        image = _png(path.read_bytes())
+        image = np.repeat(image[..., None], 3, -1) if image.ndim == 2 else image[..., :3]
+        mask = np.zeros(image.shape[:2], np.uint8)
+        if drawn is not None:
+            if not drawn.is_file():
+                raise DataError(f"{drawn}: missing; it is the mask of {path}")
+            mask = (_png(drawn.read_bytes()) > 127).astype(np.uint8)
+            expect(f"{path}: mask", mask.shape, image.shape[:2])
+        return {"image": image, "mask": mask[..., None], "label": label}
+
+    for kind in sorted(p for p in folder.path.glob("*/*/*") if p.is_dir()):
+        part, category = kind.parent.name, kind.parent.parent.name
+        if part not in ("train", "test"):
+            continue
+        siblings = sorted(p.name for p in kind.parent.iterdir() if p.name != "good")
+        label = 0 if kind.name == "good" else 1 + siblings.index(kind.name)
+        for path in sorted(kind.glob("*.png")):
+            truth = kind.parent.parent / "ground_truth" / kind.name / f"{path.stem}_mask.png"
+            drawn = truth if label else None
+            yield f"{category}_{part}", functools.partial(decoded, path, drawn, label)
+
+
 def ucr(folder: Folder) -> Iterator[Pair]:
     """Series of the official splits; labels are the original class codes."""
     small = np.load(io.BytesIO(folder.read("ucr_small.npz")))
@@ -282,5 +313,6 @@ READERS: dict[str, tuple[str, Callable[[Folder], Iterator[Pair]]]] = {
     "omniglot_small2": ("omniglot", lambda f: omniglot(f, "small2")),
     "nrsfm": ("nrsfm", nrsfm),
     "magnetic_tile": ("magnetic_tile", magnetic_tile),
+    "mvtec_ad": ("mvtec_ad", mvtec_ad),
     "ucr": ("ucr", ucr),
 }

@@ -66,7 +66,10 @@ def _feature(shape: tuple[Any, ...], dtype: str) -> Any:
 
 
 def write_copy(info: DataInfo, pairs: Any, root: Path) -> Path:
-    """Writes (split, example) pairs as the tfds copy `root/<name>/1.0.0` in array_record."""
+    """Writes (split, example) pairs as the tfds copy `root/<name>/1.0.0` in array_record.
+
+    An example may be a function that makes it, called when it is written.
+    """
     import tensorflow_datasets as tfds
 
     splits: dict[str, list[Any]] = {}
@@ -96,7 +99,10 @@ def write_copy(info: DataInfo, pairs: Any, root: Path) -> Path:
             )
 
         def _split_generators(self, dl_manager: Any) -> Any:
-            return {split: enumerate(examples) for split, examples in splits.items()}
+            return {
+                split: ((i, e() if callable(e) else e) for i, e in enumerate(examples))
+                for split, examples in splits.items()
+            }
 
         def _generate_examples(self) -> Any:
             raise NotImplementedError

