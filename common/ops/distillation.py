@@ -149,10 +149,11 @@ def clip_to_reference_norm(grads: Any, reference_grads: Any, factor: Any = 1.0) 
     Raises:
       ValueError: trees of different structure.
     """
-    if jax.tree.structure(grads) != jax.tree.structure(reference_grads):
+    ours, theirs = str(jax.tree.structure(grads)), str(jax.tree.structure(reference_grads))
+    if ours != theirs:
         raise ValueError(
-            f"clip_to_reference_norm: grads {jax.tree.structure(grads)} and reference_grads "
-            f"{jax.tree.structure(reference_grads)} must have one structure"
+            f"clip_to_reference_norm: grads {ours} and reference_grads {theirs} must have one "
+            "structure"
         )
 
     def clip(g: Array, reference: Array) -> Array:

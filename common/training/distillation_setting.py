@@ -1,6 +1,5 @@
 """Settings of the distillation papers from their configs: networks by name, data, the teacher."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -80,7 +79,7 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     )
 
 
-def _normalised(name: str, split: str, data_dir: str) -> Mapping[str, np.ndarray]:
+def _normalised(name: str, split: str, data_dir: str) -> dict[str, np.ndarray]:
     rows = data.load(name, split, data_dir=data_dir or None).arrays()
     mean, std = (np.asarray(s, np.float32) for s in STATISTICS[name])
     image = (rows["image"].astype(np.float32) / 255 - mean) / std
