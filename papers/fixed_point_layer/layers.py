@@ -150,6 +150,7 @@ class _MultiLabel(nn.Module):
     relative: bool = True
     backward_solver: str | None = None
     backward_tol: float | None = None
+    backward_max_iter: int | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -170,6 +171,7 @@ class _MultiLabel(nn.Module):
             relative=self.relative,
             backward_solver=self.backward_solver,
             backward_tol=self.backward_tol,
+            backward_max_iter=self.backward_max_iter,
             name="fixed_point",
         )
         x, stats = layer(projected, jnp.zeros((y.shape[0], self.num_labels), self.dtype))
@@ -206,6 +208,10 @@ class FPIGD(_MultiLabel):
       num_labels: size of x.
       step_size: alpha.
       solver, tol, max_iter, relative: see `fixed_point`; the paper's rule is absolute, 1e-4.
+      backward_max_iter: products with J^T. The energy sees x through a sigmoid alone, so that for
+        a label that is off its slope never vanishes: the limit lies at minus infinity, and I - J
+        is nearly singular on the way. Few products, as the official code in effect takes, give a
+        gradient that trains.
       dtype: of the computation.
 
     Call: y [B, inputs] -> (logits [B, num_labels], taps), taps as of `FPINN`.

@@ -29,6 +29,7 @@ def phase(config: ConfigDict) -> Phase:
             "relative": m.relative,
             "backward_solver": m.backward_solver,
             "backward_tol": m.backward_tol,
+            "backward_max_iter": m.backward_max_iter or None,
         }
     if m.form == "gd":
         options["step_size"] = m.step_size
@@ -45,7 +46,12 @@ def phase(config: ConfigDict) -> Phase:
         return model.init(key, jnp.zeros((1, 1836)))
 
     def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        out, taps = predict(params, batch["features"])
+        features = batch["features"]
+        if m.dropout:
+            # Of y, once for the whole iteration: the map stays one and the same.
+            kept = jax.random.bernoulli(key, 1 - m.dropout, features.shape)
+            features = jnp.where(kept, features / (1 - m.dropout), 0.0)
+        out, taps = predict(params, features)
         if m.form == "nn":
             value = binary_cross_entropy(out, batch["labels"]).mean()
         else:
@@ -85,7 +91,8 @@ def study(config: ConfigDict) -> Study:
     arms = {
         "fpi": Arm(reported={"f1@best": reported}),
         "mlp": Arm(
-            {"model.form": "mlp", "optimizer.learning_rate": 1e-2}, reported={"f1@best": 0.389}
+            {"model.form": "mlp", "model.dropout": 0.0, "optimizer.learning_rate": 1e-2},
+            reported={"f1@best": 0.389},
         ),
     }
 
