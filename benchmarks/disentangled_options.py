@@ -8,6 +8,7 @@ ours. Every program learns with lambda = 0.05 and the settings of configs/disent
 Best of some repetitions in turns. Writes results/benchmarks/disentangled_options.json.
 """
 
+import os
 import time
 
 import jax
@@ -21,6 +22,8 @@ from reprise.common.training import run
 from reprise.papers.disentangled_options import environments
 
 LAMBDA, DISCOUNT = 0.05, 0.99
+
+torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 class FourRooms:

@@ -54,7 +54,7 @@ def _fourrooms(config: ConfigDict) -> None:
 def _network(config: ConfigDict) -> None:
     board = config.variant == "breakout"
     m = config.model
-    config.num_steps = 2500 if board else 1500  # rollouts, each followed by an update
+    config.num_steps = 2500 if board else 800  # rollouts, each followed by an update
     config.steps_per_dispatch = 50
     config.optimizer = base.optimizer("adam", 1e-3)
     config.optimizer.clip_norm = 1.0
