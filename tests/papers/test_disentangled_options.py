@@ -704,8 +704,17 @@ NETWORK = {"model.num_envs": 4, "model.unroll": 3, "model.test_envs": 4, "model.
 TINY = {
     "fourrooms": {"model.unroll": 30, "model.goal_moves_after": 60, "model.test_steps": 20},
     "pointmass": NETWORK | {"model.widths": (8,)},
-    "breakout": NETWORK | {"model.widths": (8,), "model.channels": (4,)},
 }
+BOARD = NETWORK | {"model.widths": (8,), "model.channels": (4,)}
+
+
+def test_a_board_trains():
+    config = configs.apply_overrides(
+        run.load_config("disentangled_options:breakout"),
+        {"num_steps": 2, "cache_dir": "", "compilation_cache": ""} | BOARD,
+    )
+    metrics = run.run(config).metrics[0]
+    assert all(np.isfinite(v) for v in metrics.values()) and "hellinger" in metrics
 
 
 @pytest.mark.parametrize("variant", TINY)
