@@ -101,30 +101,27 @@ def test_distance_is_that_of_the_definition():
 
 def test_distance_is_a_metric_between_0_and_1():
     p, q, r = (3 * normal(seed, 50, 4) for seed in range(3))
-    pq, qr, pr = (hellinger_distance(*pair) for pair in ((p, q), (q, r), (p, r)))
-    np.testing.assert_array_equal(pq, hellinger_distance(q, p))
+    distance = jax.jit(hellinger_distance, static_argnames="temperature")
+    pq, qr, pr = (distance(*pair) for pair in ((p, q), (q, r), (p, r)))
+    np.testing.assert_array_equal(pq, distance(q, p))
     assert (pr <= pq + qr + 1e-6).all() and (pq >= 0).all() and (pq <= 1 + 1e-6).all()
-    np.testing.assert_allclose(hellinger_distance(p, p + 5.0), 0.0, atol=1e-3)
-    np.testing.assert_allclose(
-        hellinger_distance(p, q, temperature=0.5), hellinger_distance(2 * p, 2 * q)
-    )
+    np.testing.assert_allclose(distance(p, p + 5.0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(distance(p, q, temperature=0.5), distance(2 * p, 2 * q), rtol=1e-5)
     apart = hellinger_distance(jnp.array([100.0, 0.0, 0.0]), jnp.array([0.0, 100.0, 0.0]))
     np.testing.assert_allclose(apart, 1.0, atol=2e-6)  # 1 less sqrt(epsilon)
 
 
 def test_regularizer_is_the_mean_over_pairs_in_any_order():
     logits = 2 * normal(0, 3, 4, 6)
-    pairs = list(itertools.combinations(range(4), 2))
-    expected = sum(hellinger_distance(logits[:, i], logits[:, j]) for i, j in pairs) / len(pairs)
-    found = hellinger_regularizer(logits)
+    i, j = np.array(list(itertools.combinations(range(4), 2))).T
+    regularizer = jax.jit(hellinger_regularizer, static_argnames="temperature")
+    found = regularizer(logits)
+    expected = jax.jit(hellinger_distance)(logits[:, i], logits[:, j]).mean(-1)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_allclose(hellinger_regularizer(logits[:, [2, 0, 3, 1]]), found, rtol=1e-6)
-    np.testing.assert_allclose(hellinger_regularizer(logits[..., ::-1]), found, rtol=1e-6)
-    moved = logits + normal(1, 3, 4, 1)
-    np.testing.assert_allclose(hellinger_regularizer(moved), found, rtol=1e-5)
-    np.testing.assert_allclose(
-        hellinger_regularizer(logits, temperature=4.0), hellinger_regularizer(logits / 4)
-    )
+    moved = logits + np.random.default_rng(1).normal(size=(3, 4, 1))
+    for same in (logits[:, [2, 0, 3, 1]], logits[..., ::-1], moved):
+        np.testing.assert_allclose(regularizer(same), found, rtol=1e-5)
+    np.testing.assert_allclose(regularizer(logits, temperature=4.0), regularizer(logits / 4))
 
 
 @pytest.mark.parametrize("logits", [jnp.zeros((2, 3, 4)), jnp.full((2, 3, 4), 1e4)])
@@ -181,13 +178,11 @@ def test_gaussian_distance_keeps_its_digits_and_its_limits():
 
 def test_gaussian_regularizer_is_the_mean_over_pairs():
     mean, log_std = normal(0, 3, 3, 2), 0.3 * normal(1, 3, 3, 2)
-    each = [
-        gaussian_hellinger_distance(mean[:, i], log_std[:, i], mean[:, j], log_std[:, j])
-        for i, j in itertools.combinations(range(3), 2)
-    ]
-    np.testing.assert_allclose(
-        gaussian_hellinger_regularizer(mean, log_std), sum(each) / 3, rtol=1e-6
-    )
+    i, j = np.array(list(itertools.combinations(range(3), 2))).T
+    distance = jax.jit(gaussian_hellinger_distance)
+    each = distance(mean[:, i], log_std[:, i], mean[:, j], log_std[:, j])
+    found = jax.jit(gaussian_hellinger_regularizer)(mean, log_std)
+    np.testing.assert_allclose(found, each.mean(-1), rtol=1e-6)
 
 
 def test_gaussian_policy_loss_is_scipys_density():
@@ -239,13 +234,14 @@ def test_policy_loss_has_the_score_functions_gradient():
             logits, option, action, advantage, entropy_weight=weight, temperature=0.5
         ).sum()
 
-    slope, none = jax.grad(total, (0, 1))(logits, advantage, 0.0)
+    gradient = jax.jit(jax.grad(total, (0, 1)))
+    slope, none = gradient(logits, advantage, 0.0)
     rows = np.arange(3)
     own = np.asarray(jax.nn.softmax(logits[rows, option] / 0.5))
     expected = -(np.eye(4)[action] - own) * np.asarray(advantage)[:, None] / 0.5
     np.testing.assert_allclose(slope[rows, option], expected, rtol=1e-4, atol=1e-6)
     assert (np.asarray(slope[rows, 1 - option]) == 0).all() and (np.asarray(none) == 0).all()
-    flatter = logits - 0.1 * jax.grad(total)(logits, 0 * advantage, 1.0)
+    flatter = logits - 0.1 * gradient(logits, 0 * advantage, 1.0)[0]
     entropy = scipy.stats.entropy(jax.nn.softmax(flatter[rows, option] / 0.5), axis=-1)
     assert (entropy > scipy.stats.entropy(own, axis=-1)).all()
 
@@ -263,34 +259,29 @@ def test_value_loss_trains_the_running_option_alone():
 def test_gradients_in_float64():
     with jax.enable_x64(True):
         logits, mean, log_std = (normal(s, 2, 3, 4, dtype=jnp.float64) for s in range(3))
-        option, action = jnp.array([0, 2]), jnp.array([3, 1])
         values, advantage = normal(3, 2, 3, dtype=jnp.float64), jnp.array([0.7, -0.4])
-        done = jnp.array([0.0, 1.0])
+        option, action, done = jnp.array([0, 2]), jnp.array([3, 1]), jnp.array([0.0, 1.0])
 
-        def check(function, *arguments):
-            check_grads(jax.jit(function), arguments, 1, atol=1e-6, rtol=1e-6)
+        @jax.jit
+        def each(logits, mean, log_std, values):
+            beta = jax.nn.sigmoid(values)
+            return (
+                hellinger_regularizer(logits, temperature=0.7),
+                gaussian_hellinger_regularizer(mean, log_std),
+                # Nearly the same widths take another branch.
+                gaussian_hellinger_regularizer(mean, 0.1 * log_std),
+                intra_option_policy_loss(
+                    logits, option, action, advantage, entropy_weight=0.1, temperature=0.7
+                ),
+                gaussian_intra_option_policy_loss(
+                    mean, log_std, option, logits[:, 0] * 0 + 0.3, advantage, entropy_weight=0.1
+                ),
+                option_critic_value_loss(values, option, advantage),
+                termination_loss(beta, jnp.ones((2, 3)), option, done, termination_reg=0.1),
+            )
 
-        check(lambda x: hellinger_regularizer(x, temperature=0.7), logits)
-        check(gaussian_hellinger_regularizer, mean, log_std)
-        check(gaussian_hellinger_regularizer, mean, 0.1 * log_std)
-        check(
-            lambda x: intra_option_policy_loss(
-                x, option, action, advantage, entropy_weight=0.1, temperature=0.7
-            ),
-            logits,
-        )
-        check(
-            lambda m, s: gaussian_intra_option_policy_loss(
-                m, s, option, m[:, 0] * 0 + 0.3, advantage, entropy_weight=0.1
-            ),
-            mean,
-            log_std,
-        )
-        check(lambda v: option_critic_value_loss(v, option, advantage), values)
-        check(
-            lambda b: termination_loss(b, values, option, done, termination_reg=0.1),
-            jax.nn.sigmoid(values),
-        )
+        arguments = (logits, mean, log_std, values)
+        check_grads(each, arguments, 1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
 def test_bfloat16_stays_finite():
@@ -636,10 +627,9 @@ def batch_of_eight():
     return normal(0, 8, 3, 4), normal(1, 8, 3, 2), option, normal(2, 8)
 
 
-def test_jit_and_vmap_agree():
+def test_vmap_agrees_with_batches():
     logits, mean, option, reward = batch_of_eight()
-    whole = everything(logits, mean, option, reward)
-    np.testing.assert_allclose(jax.jit(everything)(logits, mean, option, reward), whole, rtol=1e-5)
+    whole = jax.jit(everything)(logits, mean, option, reward)
     one = jax.jit(jax.vmap(lambda *row: everything(*(x[None] for x in row))))
     each = one(logits, mean, option, reward)
     np.testing.assert_allclose(each.mean(), whole, rtol=1e-5)
@@ -652,10 +642,11 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, AxisType
 import test_disentangled_options as t
 batch = t.batch_of_eight()
-plain = jax.value_and_grad(t.everything, (0, 1))(*batch)
+losses = jax.jit(jax.value_and_grad(t.everything, (0, 1)))
+plain = losses(*batch)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 spread = jax.device_put(batch, NamedSharding(mesh, P("data")))
-found = jax.jit(jax.value_and_grad(t.everything, (0, 1)))(*spread)
+found = losses(*spread)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, plain)
 print("ok")
 """
