@@ -32,10 +32,18 @@ def _check(name: str, image: Array, channels: tuple[int, ...] = ()) -> None:
         raise ValueError(f"{name}: image {image.shape} must have {allowed} channels")
 
 
-def _whole(key: Array, shape: tuple[int, ...], count: Array | int) -> Array:
-    """Uniform in 0 .. count - 1; compiles in a third of the time of jax.random.randint."""
-    drawn = jnp.floor(jax.random.uniform(key, shape) * count).astype(jnp.int32)
-    return jnp.minimum(drawn, jnp.asarray(count, jnp.int32) - 1)
+def _uniform(key: Array, count: int, dtype: jnp.dtype = jnp.float32) -> Array:
+    """All random numbers of one augmentation: one draw compiles much faster than several."""
+    return jax.random.uniform(key, (count,), jnp.promote_types(dtype, jnp.float32))
+
+
+def _whole(u: Array, count: Array | int) -> Array:
+    """Uniform in 0 .. count - 1 from a uniform in [0, 1)."""
+    return jnp.minimum(jnp.floor(u * count).astype(jnp.int32), jnp.asarray(count, jnp.int32) - 1)
+
+
+def _between(u: Array, low: Array | float, high: Array | float) -> Array:
+    return low + u * (high - low)
 
 
 def compose(*augments: Augment) -> Augment:
@@ -146,10 +154,9 @@ def random_resized_crop(
     if not (0 < scale[0] <= scale[1] and 0 < ratio[0] <= ratio[1] and tries >= 1):
         raise ValueError(f"random_resized_crop: scale {scale}, ratio {ratio}, tries {tries}")
     rows, columns = image.shape[:2]
-    keys = jax.random.split(key, 4)
-    area = rows * columns * jax.random.uniform(keys[0], (tries,), minval=scale[0], maxval=scale[1])
-    low, high = jnp.log(ratio[0]), jnp.log(ratio[1])
-    aspect = jnp.exp(jax.random.uniform(keys[1], (tries,), minval=low, maxval=high))
+    u = _uniform(key, 2 * tries + 2)
+    area = rows * columns * _between(u[:tries], *scale)
+    aspect = jnp.exp(_between(u[tries:-2], jnp.log(ratio[0]), jnp.log(ratio[1])))
     width = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     height = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
@@ -163,27 +170,43 @@ def random_resized_crop(
     )
     height = jnp.where(fits.any(), height[first], central[0])
     width = jnp.where(fits.any(), width[first], central[1])
-    top = _whole(keys[2], (), rows - height + 1)
-    left = _whole(keys[3], (), columns - width + 1)
+    top = _whole(u[-2], rows - height + 1)
+    left = _whole(u[-1], columns - width + 1)
     top = jnp.where(fits.any(), top, (rows - height) // 2)
     left = jnp.where(fits.any(), left, (columns - width) // 2)
     return crop_and_resize(image, top, left, height, width, size or (rows, columns))
 
 
-def random_crop(key: Array, image: Image, *, padding: int, value: float = 0.0) -> Image:
-    """Pads every side by `padding` with `value` and cuts a random box of the image's size."""
+def random_crop(
+    key: Array,
+    image: Image,
+    *,
+    padding: Int[Array, ""] | int,
+    limit: int | None = None,
+    value: float = 0.0,
+) -> Image:
+    """Pads every side by `padding` with `value` and cuts a random box of the image's size.
+
+    Args:
+      key: of the draw.
+      image: [H, W, C].
+      padding: largest shift in pixels, each way.
+      limit: the most that `padding` can be, where it is traced.
+      value: of what is padded.
+    """
     _check("random_crop", image)
-    if padding < 0:
-        raise ValueError(f"random_crop: padding = {padding}: must be 0 or more")
-    padded = jnp.pad(image, ((padding,) * 2, (padding,) * 2, (0, 0)), constant_values=value)
-    top, left = _whole(key, (2,), 2 * padding + 1)
+    limit = padding if limit is None else limit
+    if limit < 0:
+        raise ValueError(f"random_crop: padding = {limit}: must be 0 or more")
+    padded = jnp.pad(image, ((limit,) * 2, (limit,) * 2, (0, 0)), constant_values=value)
+    top, left = limit - padding + _whole(_uniform(key, 2), 2 * padding + 1)
     return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
 
 
 def random_flip(key: Array, image: Image, *, p: float = 0.5) -> Image:
     """Mirrors left and right with probability p."""
     _check("random_flip", image)
-    return jnp.where(jax.random.bernoulli(key, p), image[:, ::-1], image)
+    return jnp.where(_uniform(key, 1)[0] < p, image[:, ::-1], image)
 
 
 def to_grey(image: Image) -> Image:
@@ -197,7 +220,7 @@ def to_grey(image: Image) -> Image:
 
 def random_grey(key: Array, image: Image, *, p: float = 0.2) -> Image:
     """`to_grey` with probability p."""
-    return jnp.where(jax.random.bernoulli(key, p), to_grey(image), image)
+    return jnp.where(_uniform(key, 1)[0] < p, to_grey(image), image)
 
 
 def _blend(image: Array, other: Array, factor: Array) -> Array:
@@ -247,34 +270,32 @@ def color_jitter(
     key: Array,
     image: Image,
     *,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.4,
-    hue: float = 0.1,
+    brightness: float | Array = 0.4,
+    contrast: float | Array = 0.4,
+    saturation: float | Array = 0.4,
+    hue: float | Array = 0.1,
     p: float = 1.0,
 ) -> Image:
     """torchvision's ColorJitter: the four adjustments in a random order, with probability p.
 
     Factors are uniform in [max(0, 1 - x), 1 + x], the shift of the hue in [-hue, hue]; the order is
-    a uniformly random permutation of the four, drawn for every image.
+    a uniformly random permutation of the four, drawn for every image. Strengths may be traced.
 
     Raises:
       ValueError: a negative strength, or a hue above 0.5.
     """
     _check("color_jitter", image, (1, 3))
-    strengths = (brightness, contrast, saturation)
-    if min(strengths) < 0 or not 0 <= hue <= 0.5:
-        raise ValueError(f"color_jitter: {strengths} must be >= 0, hue = {hue} in [0, 0.5]")
-    keys = jax.random.split(key, 5)
-    amount = jnp.asarray(strengths, image.dtype)
-    factors = jax.random.uniform(
-        keys[0], (3,), image.dtype, minval=jnp.maximum(0.0, 1 - amount), maxval=1 + amount
-    )
-    shift = jax.random.uniform(keys[1], (), image.dtype, minval=-hue, maxval=hue)
+    strengths = (brightness, contrast, saturation, hue)
+    known = [x for x in strengths if isinstance(x, int | float)]
+    if min(known, default=0) < 0 or (isinstance(hue, int | float) and hue > 0.5):
+        raise ValueError(f"color_jitter: {strengths} must be >= 0, and hue <= 0.5")
+    u = _uniform(key, 9, image.dtype).astype(image.dtype)
+    amount = jnp.stack([jnp.asarray(x, image.dtype) for x in strengths[:3]])
+    factors = _between(u[:3], jnp.maximum(0.0, 1 - amount), 1 + amount)
+    shift = _between(u[3], -jnp.asarray(hue, image.dtype), jnp.asarray(hue, image.dtype))
     # A permutation of four is one of three and the place of the hue among them. So the hue, which
     # costs most, is computed once whatever the order.
-    order = jnp.argsort(jax.random.uniform(keys[2], (3,)))
-    place = _whole(keys[3], (), 4)
+    order, place = jnp.argsort(u[4:7]), _whole(u[7], 4)
 
     def blends(x: Array, active: Callable[[int], Array]) -> Array:
         for turn in range(3):
@@ -286,9 +307,9 @@ def color_jitter(
         return x
 
     x = blends(image, lambda turn: turn < place)
-    x = adjust_hue(x, shift) if hue else x
+    x = adjust_hue(x, shift)
     x = blends(x, lambda turn: turn >= place)
-    return jnp.where(jax.random.bernoulli(keys[4], p), x, image)
+    return jnp.where(u[8] < p, x, image)
 
 
 def gaussian_blur(image: Image, sigma: Array | float, *, radius: int) -> Image:
@@ -317,32 +338,30 @@ def random_gaussian_blur(
 
     SimCLR's and SimSiam's own blur is PIL's approximation of it by box filters.
     """
-    one, two = jax.random.split(key)
-    drawn = jax.random.uniform(one, (), image.dtype, minval=sigma[0], maxval=sigma[1])
-    blurred = gaussian_blur(image, drawn, radius=max(1, round(3 * sigma[1])))
-    return jnp.where(jax.random.bernoulli(two, p), blurred, image)
+    u = _uniform(key, 2)
+    blurred = gaussian_blur(image, _between(u[0], *sigma), radius=max(1, round(3 * sigma[1])))
+    return jnp.where(u[1] < p, blurred, image)
 
 
 def random_erase(
-    key: Array, image: Image, *, size: int, value: float = 0.0, p: float = 1.0
+    key: Array, image: Image, *, size: int | Array, value: float = 0.0, p: float = 1.0
 ) -> Image:
     """Cutout: a square of `size` pixels round a random pixel becomes `value`, with probability p.
 
     The square is cut off at the border, as in DeVries and Taylor (2017); of an even size it reaches
-    one pixel further up and left.
+    one pixel further up and left. The size may be traced.
     """
     _check("random_erase", image)
     rows, columns = image.shape[:2]
-    one, two = jax.random.split(key)
-    centre = _whole(one, (2,), jnp.asarray([rows, columns]))
-    low = centre - size // 2
+    u = _uniform(key, 3)
+    low = _whole(u[:2], jnp.asarray([rows, columns])) - size // 2
 
     def inside(axis: int, count: int) -> Array:
         where = jnp.arange(count)
         return (where >= low[axis]) & (where < low[axis] + size)
 
     square = inside(0, rows)[:, None, None] & inside(1, columns)[None, :, None]
-    return jnp.where(square & jax.random.bernoulli(two, p), value, image)
+    return jnp.where(square & (u[2] < p), value, image)
 
 
 def gaussian_noise(key: Array, image: Image, *, std: float) -> Image:

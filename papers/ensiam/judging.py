@@ -13,36 +13,40 @@ from reprise.papers.ensiam import losses, tasks
 from reprise.papers.ensiam.views import augment_views
 
 
+def variables(current: Any) -> dict[str, Any]:
+    """What the network is applied with, of a state."""
+    return {"params": current.params, "batch_stats": current.model_state["batch_stats"]}
+
+
 def features(config: ConfigDict, model: Any, images: np.ndarray) -> Callable[[Any], Any]:
     """state -> {"embed": [N, e], "projection": [N, d]} of a whole set, with running statistics."""
 
     def apply(current: Any, batch: Any) -> Any:
-        variables = {"params": current[0], **current[1]}
-        taps = model.apply(variables, tasks.plain(config, batch["image"]), train=False)[1]
+        taps = model.apply(current, tasks.plain(config, batch["image"]), train=False)[1]
         return {name: taps[name].astype(jnp.float32) for name in ("embed", "projection")}
 
     collect = representation.features_over_set(apply, {"image": images}, config.judge.batch_size)
-    return lambda current: collect((current.params, current.model_state))
+    return lambda current: collect(variables(current))
 
 
 def variances(config: ConfigDict, model: Any, images: np.ndarray) -> Callable[[Any], Any]:
     """state -> mean variance of the target over redrawn views: (of one view, of the ensemble)."""
     count, redraws = config.judge.views, config.judge.redraws
-    view = tasks.view_of(config)
+    view = tasks.view_of(config, config.data.strength)
 
     @jax.jit
-    def measure(params: Any, model_state: Any, images: jax.Array) -> Any:
+    def measure(variables: Any, images: jax.Array) -> Any:
         def redraw(key: jax.Array) -> Any:
             drawn = augment_views(key, tasks.to_float(images), count, view=view)
             flat = drawn.reshape(-1, *drawn.shape[2:])
-            taps = model.apply({"params": params, **model_state}, flat, train=False)[1]
+            taps = model.apply(variables, flat, train=False)[1]
             z = taps["projection"].reshape(count, len(images), -1)
             return z[0], losses.ensemble_target(z)
 
         single, ensemble = jax.lax.map(redraw, jax.random.split(jax.random.key(0), redraws))
         return losses.target_variance(single).mean(), losses.target_variance(ensemble).mean()
 
-    return lambda current: measure(current.params, current.model_state, jnp.asarray(images))
+    return lambda current: measure(variables(current), jnp.asarray(images))
 
 
 def evaluator(config: ConfigDict, model: Any) -> Callable[[Any], dict[str, float]]:

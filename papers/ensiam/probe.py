@@ -13,7 +13,7 @@ from reprise.common.data import augment
 from reprise.common.evaluation.over_set import over_set
 from reprise.common.training import optimizers, state
 from reprise.common.training.phase import Phase
-from reprise.papers.ensiam import tasks, training
+from reprise.papers.ensiam import judging, tasks, training
 
 
 class _Cropped:
@@ -48,7 +48,7 @@ def phase(config: ConfigDict) -> Phase:
 
     def init(key: jax.Array, previous: Any) -> state.TrainState:
         # What was trained before is no parameter of this phase.
-        frozen = {"params": previous.params, **previous.model_state}
+        frozen = judging.variables(previous)
         embed = jax.eval_shape(
             lambda v: model.apply(v, jnp.zeros((1, d.size, d.size, d.channels)), train=False)[1],
             frozen,

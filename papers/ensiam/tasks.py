@@ -51,14 +51,14 @@ def to_float(images: jax.Array) -> jax.Array:
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
-def view_of(config: ConfigDict) -> Augment:
+def view_of(config: ConfigDict, strength: Any) -> Augment:
     """How one view is drawn."""
     d = config.data
     if d.name == "digits":
-        return functools.partial(views.digits_view, strength=d.strength)
+        return functools.partial(views.digits_view, strength=strength)
     return functools.partial(
         views.simsiam_view,
-        strength=d.strength,
+        strength=strength,
         crop=None if d.crops_on_host else d.crop,
         blur=d.blur,
         mean=d.mean,

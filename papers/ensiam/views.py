@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from reprise.common.data import augment
@@ -15,7 +16,7 @@ def simsiam_view(
     key: Array,
     image: augment.Image,
     *,
-    strength: float = 1.0,
+    strength: float | Array = 1.0,
     crop: tuple[float, float] | None = (0.2, 1.0),
     blur: bool = True,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -40,7 +41,7 @@ def simsiam_view(
         brightness=0.4 * strength,
         contrast=0.4 * strength,
         saturation=0.4 * strength,
-        hue=min(0.1 * strength, 0.5),
+        hue=jnp.minimum(0.1 * strength, 0.5),
         p=0.8,
     )
     image = augment.random_grey(keys[2], image, p=0.2)
@@ -49,17 +50,19 @@ def simsiam_view(
     return augment.normalize(augment.random_flip(keys[4], image), mean, std)
 
 
-def digits_view(key: Array, image: augment.Image, *, strength: float = 1.0) -> augment.Image:
+def digits_view(
+    key: Array, image: augment.Image, *, strength: float | Array = 1.0
+) -> augment.Image:
     """One view of an 8x8 digit: shift, gain, a square erased, noise.
 
-    At strength 1: shift by up to 2 pixels, gain U(0.6, 1.4), a 3x3 square, noise of 0.1. Strength
-    is a factor on each; shift and square are rounded to whole pixels.
+    At strength 1: shift by up to 2 pixels, gain U(0.6, 1.4), a 3x3 square, noise of 0.1. Strength,
+    at most 2, is a factor on each; shift and square are rounded to whole pixels.
     """
     keys = jax.random.split(key, 4)
-    image = augment.random_crop(keys[0], image, padding=round(2 * strength))
-    gain = jax.random.uniform(keys[1], (), image.dtype, minval=-0.4, maxval=0.4)
-    image = image * (1 + strength * gain)
-    image = augment.random_erase(keys[2], image, size=round(3 * strength))
+    reach, square = (jnp.round(n * strength).astype(jnp.int32) for n in (2, 3))
+    image = augment.random_crop(keys[0], image, padding=reach, limit=4)
+    image = image * (1 + strength * jax.random.uniform(keys[1], (), minval=-0.4, maxval=0.4))
+    image = augment.random_erase(keys[2], image, size=square)
     return augment.gaussian_noise(keys[3], image, std=0.1 * strength)
 
 
