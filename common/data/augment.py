@@ -10,6 +10,7 @@ order of random decisions, are torchvision's; the streams of random numbers are 
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ def random_crop(
     key: Array,
     image: Image,
     *,
-    padding: Int[Array, ""] | int,
+    padding: Any,
     limit: int | None = None,
     value: float = 0.0,
 ) -> Image:
@@ -223,7 +224,7 @@ def random_grey(key: Array, image: Image, *, p: float = 0.2) -> Image:
     return jnp.where(_uniform(key, 1)[0] < p, to_grey(image), image)
 
 
-def _blend(image: Array, other: Array, factor: Array) -> Array:
+def _blend(image: Array, other: Array, factor: Array | float) -> Array:
     return jnp.clip(factor * image + (1 - factor) * other, 0.0, 1.0)
 
 
@@ -364,7 +365,7 @@ def random_erase(
     return jnp.where(square & (u[2] < p), value, image)
 
 
-def gaussian_noise(key: Array, image: Image, *, std: float) -> Image:
+def gaussian_noise(key: Array, image: Image, *, std: float | Array) -> Image:
     """Adds independent normal noise; the result is not clipped."""
     _check("gaussian_noise", image)
     return image + std * jax.random.normal(key, image.shape, image.dtype)

@@ -88,10 +88,10 @@ def _unit(x: Array) -> Array:
 
 
 def knn_accuracy(
-    features: Float[Array, "n d"],
-    labels: Int[Array, " n"],
-    test_features: Float[Array, "m d"],
-    test_labels: Int[Array, " m"],
+    features: Float[Any, "n d"],
+    labels: Int[Any, " n"],
+    test_features: Float[Any, "m d"],
+    test_labels: Int[Any, " m"],
     *,
     k: int = 5,
     temperature: float | None = None,
@@ -131,24 +131,23 @@ def knn_accuracy(
         votes = weight[..., None] * jax.nn.one_hot(known_labels[which], classes)
         return jnp.argmax(votes.sum(1), -1)
 
-    test_features, test_labels = np.asarray(test_features), np.asarray(test_labels)
+    asked = np.asarray(test_features)
     found = [
-        np.asarray(vote(known, known_labels, test_features[start : start + chunk]))
-        for start in range(0, len(test_features), chunk)
+        np.asarray(vote(known, known_labels, asked[start : start + chunk]))
+        for start in range(0, len(asked), chunk)
     ]
-    return float((np.concatenate(found) == test_labels).mean())
+    return float((np.concatenate(found) == np.asarray(test_labels)).mean())
 
 
-def few_labels(labels: Int[Array, " n"], per_class: int, seed: int) -> np.ndarray:
+def few_labels(labels: Int[Any, " n"], per_class: int, seed: int) -> np.ndarray:
     """Positions of `per_class` random examples of every class, sorted by class.
 
     Raises:
       ValueError: a class has fewer.
     """
-    rng, labels = np.random.default_rng(seed), np.asarray(labels)
-    chosen = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    rng, chosen = np.random.default_rng(seed), []
+    for label in np.unique(np.asarray(labels)):
+        members = np.flatnonzero(np.asarray(labels) == label)
         if len(members) < per_class:
             raise ValueError(
                 f"few_labels: class {label} has {len(members)} examples, {per_class} asked for"
@@ -158,10 +157,10 @@ def few_labels(labels: Int[Array, " n"], per_class: int, seed: int) -> np.ndarra
 
 
 def linear_probe(
-    features: Float[Array, "n d"],
-    labels: Int[Array, " n"],
-    test_features: Float[Array, "m d"],
-    test_labels: Int[Array, " m"],
+    features: Float[Any, "n d"],
+    labels: Int[Any, " n"],
+    test_features: Float[Any, "m d"],
+    test_labels: Int[Any, " m"],
     *,
     c: float = 1.0,
     normalize: bool = True,
@@ -196,7 +195,7 @@ def linear_probe(
     return float((model.predict(test) == np.asarray(test_labels)).mean())
 
 
-def collapse_std(z: Float[Array, "batch d"], *, scaled: bool = False) -> Float[Array, ""]:
+def collapse_std(z: Float[Any, "batch d"], *, scaled: bool = False) -> Float[Array, ""]:
     """Standard deviation over the batch of each dimension of z / |z|, averaged over dimensions.
 
     About 1 / sqrt(d) for directions spread over the whole sphere, 0 for a network that says the
@@ -215,7 +214,7 @@ def collapse_std(z: Float[Array, "batch d"], *, scaled: bool = False) -> Float[A
     return value * z.shape[1] ** 0.5 if scaled else value
 
 
-def effective_rank(z: Float[Array, "batch d"], *, center: bool = True) -> Float[Array, ""]:
+def effective_rank(z: Float[Any, "batch d"], *, center: bool = True) -> Float[Array, ""]:
     """exp of the entropy of the singular values of z, normalised to sum 1; in [1, min(B, d)].
 
     Roy and Vetterli, "The effective rank" (EUSIPCO 2007); with `center=False` it is RankMe (Garrido

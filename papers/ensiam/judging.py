@@ -84,7 +84,7 @@ def evaluator(config: ConfigDict, model: Any) -> Callable[[Any], dict[str, float
         train, test = (collect(current) for collect in built["features"])
         labels, truth = built["labels"]
         known, asked = train["embed"], test["embed"]
-        out = {
+        out: dict[str, Any] = {
             "knn": representation.knn_accuracy(
                 known, labels, asked, truth, k=j.k, temperature=j.temperature or None
             ),

@@ -46,7 +46,7 @@ def phase(config: ConfigDict) -> Phase:
     judge = judging.evaluator(config, model)
 
     def evaluate(state: Any) -> dict[str, float]:
-        out = {}
+        out: dict[str, float] = {}
         for i, name in enumerate(names):
             found = judge(jax.tree.map(lambda x: x[i], state))  # noqa: B023 (used at once)
             out |= {f"{metric}_{name}": found[metric] for metric in ("knn", "collapse_std")}
