@@ -8,9 +8,6 @@ from jaxtyping import Array, Float, Int
 
 from reprise.common.data import augment
 
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def simsiam_view(
     key: Array,
@@ -19,8 +16,8 @@ def simsiam_view(
     strength: float | Array = 1.0,
     crop: tuple[float, float] | None = (0.2, 1.0),
     blur: bool = True,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> augment.Image:
     """One view as SimSiam draws it: crop, jitter (p 0.8), grey (p 0.2), blur (p 0.5), flip.
 
@@ -30,7 +27,7 @@ def simsiam_view(
       strength: factor on the jitter's (0.4, 0.4, 0.4, 0.1); the hue's stays at most 0.5.
       crop: range of the crop's share of the area; None where the image is a crop already.
       blur: sigma uniform in [0.1, 2]; not for CIFAR.
-      mean, std: the normalisation that ends it.
+      mean, std: the normalisation that ends it; None: the view stays in [0, 1].
     """
     keys = jax.random.split(key, 5)
     if crop is not None:
@@ -47,7 +44,8 @@ def simsiam_view(
     image = augment.random_grey(keys[2], image, p=0.2)
     if blur:
         image = augment.random_gaussian_blur(keys[3], image, sigma=(0.1, 2.0), p=0.5)
-    return augment.normalize(augment.random_flip(keys[4], image), mean, std)
+    image = augment.random_flip(keys[4], image)
+    return image if mean is None else augment.normalize(image, mean, std)
 
 
 def digits_view(
@@ -80,7 +78,7 @@ def augment_views(
       key: of the step.
       images: [B, S, S, C] in [0, 1].
       num_views: K.
-      view: (key, image) -> image; default: SimSiam's for ImageNet.
+      view: (key, image) -> image; default: SimSiam's for ImageNet, not normalised.
       index: a number an image by which its views are keyed; default: its place in the batch.
 
     Raises:

@@ -180,11 +180,11 @@ def test_views_of_digits():
     assert 0 < weak < strong
 
 
-def test_views_of_photographs_are_normalised_and_keyed_by_index():
+def test_views_of_photographs_are_keyed_by_index():
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
     drawn = jax.jit(lambda images, index: augment_views(jax.random.key(1), images, 2, index=index))
     out, swapped = drawn(images, jnp.arange(2)), drawn(images[::-1], jnp.arange(2)[::-1])
-    assert out.shape == (2, 2, 8, 8, 3) and -2.2 < out.min() < 0 < out.max() < 2.7
+    assert out.shape == (2, 2, 8, 8, 3) and out.min() >= 0 and out.max() <= 1.0001
     np.testing.assert_allclose(out, swapped[:, ::-1], atol=1e-5)
     assert not np.allclose(out[0], out[1])
 
