@@ -35,6 +35,8 @@ def accuracy(config: ConfigDict) -> Study:
     arms = _arms(config) | {"simsiam": Arm(two, reported)}
     measured = "knn" if config.judge.features else "top1"
     if config.judge.redraws:
+        # How much of the accuracy the training is responsible for.
+        arms["untrained"] = Arm({"num_steps": 0})
         arms["ensiam_k2"] = Arm({"model.num_views": 2})
         arms["no_stop_gradient"] = Arm({"model.loss": "no_stop_gradient", "model.num_views": 2})
 
@@ -46,6 +48,8 @@ def accuracy(config: ConfigDict) -> Study:
             f"compute: {verdict(gain['simsiam_equal_compute'])}; against SimSiam of as many views: "
             f"{verdict(gain['simsiam_kaug'])}"
         )
+        if "untrained" in results:
+            text += f"; against the untrained network: {verdict(gain['untrained'])}"
         holds = all("ahead" in verdict(gain[n]) for n in ("simsiam", "simsiam_equal_compute"))
         if "variance_single" in ours:
             ratio = ours["variance_ensemble"] / ours["variance_single"]

@@ -16,8 +16,9 @@ NAMES = {
     "simsiam": "SimSiam, equal epochs",
     "ensiam_k2": "EnSiam, K = 2",
     "no_stop_gradient": "no stop-gradient",
+    "untrained": "untrained",
 }
-COLORS = dict(zip(NAMES, ("C0", "C1", "C2", "C4", "C9", "C3"), strict=True))
+COLORS = dict(zip(NAMES, ("C0", "C1", "C2", "C4", "C9", "C3", "0.5"), strict=True))
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -70,6 +71,7 @@ def _dots(axis: Any, results: Results, metric: str, label: str, ring: str = "") 
     axis.set_ylim(-0.5, len(results) - 0.5)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
+    axis.locator_params(axis="x", nbins=5)
     axis.set_xlabel(label)
 
 
