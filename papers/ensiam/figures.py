@@ -71,7 +71,7 @@ def _dots(axis: Any, results: Results, metric: str, label: str, ring: str = "") 
     axis.set_ylim(-0.5, len(results) - 0.5)
     axis.invert_yaxis()
     axis.set_xlim(left=0)
-    axis.locator_params(axis="x", nbins=5)
+    axis.locator_params(axis="x", nbins=3)
     axis.set_xlabel(label)
 
 
