@@ -14,7 +14,7 @@ def over_episodes(
 ) -> Callable[[Any], dict[str, float]]:
     """Builds an `evaluate(state)` of mean accuracy and half its 95 % interval over tasks.
 
-    The interval is 1.96 s / sqrt(n) with s the standard deviation (n - 1) of the n tasks' accuracies:
+    The interval is 1.96 s / sqrt(n), s the standard deviation (n - 1) of the n tasks' accuracies:
     tasks are the independent draws, the queries of one task are not.
 
     Args:

@@ -56,8 +56,9 @@ def cross_entropy(logits: Float[Array, "n ways"], labels: Int[Array, " n"]) -> F
     log_p = jax.nn.log_softmax(logits.astype(wide))
     # A product, not a gather: its gradients are products too, of every order.
     chosen = jax.nn.one_hot(labels, logits.shape[1], dtype=wide)
+    # A factor, so that the gradient is NaN too and an inner loop cannot swallow it.
     known = (labels >= 0) & (labels < logits.shape[1])
-    return -(chosen * log_p).sum(-1) + jnp.where(known, 0.0, jnp.nan).astype(wide)
+    return -(chosen * log_p).sum(-1) * jnp.where(known, 1.0, jnp.nan).astype(wide)
 
 
 def cxgrad_adapt(
