@@ -53,12 +53,12 @@ def cross_entropy(logits: Float[Array, "n ways"], labels: Int[Array, " n"]) -> F
             f"cross_entropy: logits {logits.shape} and labels {labels.shape} must be [n, ways], [n]"
         )
     wide = jnp.promote_types(logits.dtype, jnp.float32)
-    log_p = jax.nn.log_softmax(logits.astype(wide))
-    # A product, not a gather: its gradients are products too, of every order.
-    chosen = jax.nn.one_hot(labels, logits.shape[1], dtype=wide)
-    # A factor, so that the gradient is NaN too and an inner loop cannot swallow it.
     known = (labels >= 0) & (labels < logits.shape[1])
-    return -(chosen * log_p).sum(-1) * jnp.where(known, 1.0, jnp.nan).astype(wide)
+    # On the logits, so that the gradient is NaN too and an inner loop cannot swallow it.
+    poison = jnp.where(known, 0.0, jnp.nan).astype(wide)[:, None]
+    log_p = jax.nn.log_softmax(logits.astype(wide) + poison)
+    # A product, not a gather: its gradients are products too, of every order.
+    return -(jax.nn.one_hot(labels, logits.shape[1], dtype=wide) * log_p).sum(-1)
 
 
 def cxgrad_adapt(
