@@ -234,8 +234,8 @@ def nrsfm(folder: Folder) -> Iterator[Pair]:
         )
 
 
-def class_folders(root: Path, splits: Iterable[str], size: tuple[int, int]) -> Iterator[Pair]:
-    """Images of `root/<split>/<class>/`, resized; labels in the order of splits and classes."""
+def class_folders(root: Path, splits: Iterable[str], size: int) -> Iterator[Pair]:
+    """Images of `root/<split>/<class>/` as squares; labels in the order of splits and classes."""
     from PIL import Image
 
     label = 0
@@ -246,7 +246,8 @@ def class_folders(root: Path, splits: Iterable[str], size: tuple[int, int]) -> I
         for folder in classes:
             for path in sorted(folder.iterdir()):
                 try:
-                    image = Image.open(path).convert("RGB").resize(size[::-1], Image.BILINEAR)
+                    image: Any = Image.open(path).convert("RGB")
+                    image = image.resize((size, size), Image.Resampling.BILINEAR)
                 except OSError as error:
                     raise DataError(f"{path}: no readable image: {error}") from error
                 yield split, {"image": np.asarray(image), "label": label}

@@ -55,7 +55,7 @@ def prepare(
                 f"DIR/{{{','.join(info.splits)}}}/<class>/*.jpg and call: "
                 f"python -m reprise.common.data.prepare {name} --from=DIR"
             )
-        size = info.features["image"][0][:2]
+        size = int(info.features["image"][0][0])
         return write_copy(info, originals.class_folders(Path(from_dir), info.splits, size), root)
     if from_dir is not None:
         if name not in IDX_SETS:

@@ -45,7 +45,7 @@ def phases(config: ConfigDict) -> list[Phase]:
 
     def evaluate(current: state.TrainState) -> dict[str, float]:
         d = config.data
-        out = {}
+        out: dict[str, float] = {}
         for prefix, part, count in (
             ("val_", "validation", d.val_tasks),
             ("", "test", d.test_tasks),

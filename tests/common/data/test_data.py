@@ -218,9 +218,9 @@ def test_folders_of_classes_become_labels(tmp_path, monkeypatch):
     assert rows[1]["image"].shape == (84, 84, 3) and (rows[1]["image"] == 10).all()
     (tmp_path / "from" / "test" / "d" / "0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"d/0.png: no readable image"):
-        list(originals.class_folders(tmp_path / "from", small.splits, (84, 84)))
+        list(originals.class_folders(tmp_path / "from", small.splits, 84))
     with pytest.raises(ValueError, match=r"no folders of classes"):
-        list(originals.class_folders(tmp_path, small.splits, (84, 84)))
+        list(originals.class_folders(tmp_path, small.splits, 84))
 
 
 def test_the_registered_checksums_are_used(tmp_path):
