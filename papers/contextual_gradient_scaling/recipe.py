@@ -1,5 +1,6 @@
 """How MAML, ANIL and CxGrad are meta-trained and judged."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,25 @@ def phases(config: ConfigDict) -> list[Phase]:
 
         return jax.vmap(one)(batch)
 
-    def evaluate(current: state.TrainState) -> dict[str, float]:
+    measure = diagnostics.layers(config)
+
+    @functools.cache
+    def judges() -> dict[str, Any]:
+        """Built at the first evaluation: building needs the data."""
         d = config.data
+        parts = {"val_": ("validation", d.val_tasks), "": ("test", d.test_tasks)}
+        return {
+            prefix: over_episodes(accuracy, tasks.held_out(config, *part), d.eval_batch)
+            for prefix, part in parts.items()
+        }
+
+    def evaluate(current: state.TrainState) -> dict[str, float]:
         out: dict[str, float] = {}
-        for prefix, part, count in (
-            ("val_", "validation", d.val_tasks),
-            ("", "test", d.test_tasks),
-        ):
-            judged = over_episodes(accuracy, tasks.held_out(config, part, count), d.eval_batch)
+        for prefix, judged in judges().items():
             found = judged(current.params)
             out |= {f"{prefix}{name}": value for name, value in found.items()}
         del out["val_accuracy_ci95"]
-        moved = diagnostics.layers(config)(current.params)
+        moved = measure(current.params)
         *convolutions, head = moved.changes
         out["conv_to_head"] = float(sum(convolutions) / len(convolutions) / head)
         out["representation_change"] = moved.representation
@@ -64,7 +72,7 @@ def phases(config: ConfigDict) -> list[Phase]:
         return out
 
     def draw(current: state.TrainState, directory: Path) -> list[Path]:
-        moved = {config.model.method: diagnostics.layers(config)(current.params)}
+        moved = {config.model.method: measure(current.params)}
         return [figures.layers(moved, directory / "layers.png")]
 
     step = state.gradient_step(loss, tx, accumulate=config.accumulate, remat=config.remat)

@@ -518,7 +518,7 @@ TINY = {
     "model.num_steps": 1,
     "model.context_size": 4,
     "data.queries": 1,
-    "data.val_tasks": 3,
+    "data.val_tasks": 4,
     "data.test_tasks": 4,
     "data.eval_batch": 4,
     "data.diagnosed": 5,
