@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/contextual_gradient_scaling.py[:variant] [--study]
 
-glyphs                generated drawings, 5-way 1-shot: expect CxGrad about 9 points above MAML
+glyphs                generated drawings, 5-way 1-shot: CxGrad at least 4 points above MAML
 omniglot_1shot        handwritten characters, 5-way 1-shot, tested on alphabets never seen
 omniglot_5shot        the same, 5-shot
 digits                scikit-learn's digits, 3-way 1-shot, from four classes
@@ -13,8 +13,8 @@ tiered_imagenet_5shot 73.55
 cifar_fs_1shot        the same network and recipe on 32 x 32 images
 cifar_fs_5shot
 
-The first four take minutes on one core; papers/contextual_gradient_scaling/README.md says how long
-each took, and what came out.
+The first four are sized for minutes on one core; papers/contextual_gradient_scaling/README.md says
+what came out, and how long it took on which machine.
 """
 
 from ml_collections import ConfigDict
