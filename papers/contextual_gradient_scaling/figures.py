@@ -33,15 +33,14 @@ def layers(moved: Mapping[str, Layers], path: Path) -> Path:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-    width = 0.8 / len(moved)
     parts = ("gradients", "changes")
     titles = ("norm of the gradient", "norm of the update / norm of the kernel")
     for axis, part, title in zip(axes, parts, titles, strict=True):
-        for i, (label, each) in enumerate(moved.items()):
-            where = np.arange(len(each.names)) + (i - (len(moved) - 1) / 2) * width
-            axis.bar(where, getattr(each, part), width, label=label)
+        for label, each in moved.items():
+            axis.plot(getattr(each, part), "o-", label=label)
         axis.set_xticks(range(len(each.names)), [*each.names[:-1], "head"])
         axis.set_yscale("log")
+        axis.grid(alpha=0.3)
         axis.set_title(title, fontsize=9)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
