@@ -240,6 +240,24 @@ _ALL = [
         _UNSTATED,
     ),
     DataInfo(
+        "mini_imagenet",
+        "tfds",
+        {"train": 38400, "validation": 9600, "test": 12000},
+        {"image": _image(84, 84, 3), "label": _LABEL},
+        100,
+        "100 classes of ImageNet, 600 images each (Ravi and Larochelle, 2017): a folder a class",
+        "image-net.org: research and education",
+    ),
+    DataInfo(
+        "tiered_imagenet",
+        "tfds",
+        {"train": 448695, "validation": 124261, "test": 206209},
+        {"image": _image(84, 84, 3), "label": _LABEL},
+        608,
+        "608 classes of ImageNet, split by category (Ren et al., 2018): a folder a class",
+        "image-net.org: research and education",
+    ),
+    DataInfo(
         "imagenet2012",
         "tfds",
         {"train": 1281167, "validation": 50000},
@@ -252,12 +270,16 @@ _ALL = [
 
 CATALOG = {info.name: info for info in _ALL}
 
+# Made from folders DIR/<split>/<class>/*.jpg; every source has encoded the images anew, so that
+# there are no checksums, and examples are counted instead.
+FOLDERS = ("mini_imagenet", "tiered_imagenet")
+
 # Data sets with a builder here, from original files; the others are tfds's own.
 OWN = frozenset(
     info.name
     for info in _ALL
     if info.kind == "tfds"
-    and info.name not in ("mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012")
+    and info.name not in ("mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012", *FOLDERS)
 )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import io
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,26 @@ def nrsfm(folder: Folder) -> Iterator[Pair]:
                 "edges": edges,
             },
         )
+
+
+def class_folders(root: Path, splits: Iterable[str], size: int) -> Iterator[Pair]:
+    """Images of `root/<split>/<class>/` as squares; labels in the order of splits and classes."""
+    from PIL import Image
+
+    label = 0
+    for split in splits:
+        classes = sorted(p for p in (root / split).glob("*") if p.is_dir())
+        if not classes:
+            raise DataError(f"{root / split}: no folders of classes there")
+        for folder in classes:
+            for path in sorted(folder.iterdir()):
+                try:
+                    image: Any = Image.open(path).convert("RGB")
+                    image = image.resize((size, size), Image.Resampling.BILINEAR)
+                except OSError as error:
+                    raise DataError(f"{path}: no readable image: {error}") from error
+                yield split, {"image": np.asarray(image), "label": label}
+            label += 1
 
 
 TILE_KINDS = ("MT_Free", "MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Uneven")

@@ -4,7 +4,8 @@
     python -m reprise.common.data.prepare --list
 
 Without --from a set of tfds's own is downloaded by tfds. With it, `mnist` and `fashion_mnist` are
-made from the four official archives in DIR, and the sets that tfds lacks from their original files.
+made from the four official archives in DIR, and the sets that tfds lacks from their original files;
+`mini_imagenet` and `tiered_imagenet` from images DIR/<split>/<class>/*.jpg.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from reprise.common.data import originals
-from reprise.common.data.catalog import CATALOG, OWN, DataInfo, describe
+from reprise.common.data.catalog import CATALOG, FOLDERS, OWN, DataInfo, describe
 from reprise.common.data.errors import DataError
 from reprise.common.data.sources import available, default_data_dir
 
@@ -47,9 +48,19 @@ def prepare(
         folder_name, reader = originals.READERS[name]
         folder = originals.Folder(Path(from_dir), originals.checksums(folder_name))
         return write_copy(info, reader(folder), root)
+    if name in FOLDERS:
+        if from_dir is None:
+            raise DataError(
+                f"{name} is not served by tfds: get its images, {info.source}, as "
+                f"DIR/{{{','.join(info.splits)}}}/<class>/*.jpg and call: "
+                f"python -m reprise.common.data.prepare {name} --from=DIR"
+            )
+        size = int(info.features["image"][0][0])
+        return write_copy(info, originals.class_folders(Path(from_dir), info.splits, size), root)
     if from_dir is not None:
         if name not in IDX_SETS:
-            raise DataError(f"{name}: --from works for {', '.join(sorted({*OWN, *IDX_SETS}))}")
+            allowed = ", ".join(sorted({*OWN, *IDX_SETS, *FOLDERS}))
+            raise DataError(f"{name}: --from works for {allowed}")
         return _prepare_idx(name, Path(from_dir), root)
     return _download(name, root)
 

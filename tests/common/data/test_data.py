@@ -198,6 +198,31 @@ def test_original_files_are_checked(tmp_path):
         originals.Folder(tmp_path / "nowhere", {})
 
 
+def test_folders_of_classes_become_labels(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for split, names in (("train", ("a", "b")), ("validation", ("c",)), ("test", ("d",))):
+        for name in names:
+            (tmp_path / "from" / split / name).mkdir(parents=True)
+            for i in range(2):
+                picture = np.full((9, 7, 3), 10 * i, np.uint8)
+                Image.fromarray(picture).save(tmp_path / "from" / split / name / f"{i}.png")
+    info = data.describe("mini_imagenet")
+    small = info._replace(splits={"train": 4, "validation": 2, "test": 2})
+    monkeypatch.setitem(CATALOG, "mini_imagenet", small)
+    with pytest.raises(ValueError, match=r"mini_imagenet is not served by tfds: .* --from=DIR"):
+        prepare.prepare("mini_imagenet", None, tmp_path / "out")
+    prepare.prepare("mini_imagenet", tmp_path / "from", tmp_path / "out")
+    rows = sources._open_copy(small, "train", str(tmp_path / "out"))
+    assert [int(row["label"]) for row in rows] == [0, 0, 1, 1]
+    assert rows[1]["image"].shape == (84, 84, 3) and (rows[1]["image"] == 10).all()
+    (tmp_path / "from" / "test" / "d" / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"d/0.png: no readable image"):
+        list(originals.class_folders(tmp_path / "from", small.splits, 84))
+    with pytest.raises(ValueError, match=r"no folders of classes"):
+        list(originals.class_folders(tmp_path, small.splits, 84))
+
+
 def test_the_registered_checksums_are_used(tmp_path):
     (tmp_path / "bibtex-train.arff.gz").write_bytes(arff([[0]]))
     with pytest.raises(ValueError, match="wrong checksum"):
