@@ -1,0 +1,78 @@
+"""Latents -> clusters, without labels; and which of several clusterings to believe."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from reprise.common.ops.kmeans import kmeans
+from reprise.papers.gala.losses import latent_affinity
+
+READOUTS = ("kmeans_l2", "kmeans_raw", "spectral_l2", "spectral_raw")
+
+
+def unit_rows(latent: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Each row divided by its norm; a row of zeros stays."""
+    norm = jnp.linalg.norm(latent, axis=1, keepdims=True)
+    return latent / jnp.where(norm > 0, norm, 1.0)
+
+
+def spectral_assignment(
+    affinity: Float[np.ndarray, "n n"], num_clusters: int, key: Array
+) -> Int[np.ndarray, " n"]:
+    """Normalised spectral clustering (Shi, Malik, 2000) with a given affinity; on the host.
+
+    Negative entries count as 0. A node without any affinity becomes a component of its own.
+    """
+    from scipy.sparse.linalg import eigsh
+
+    positive = np.maximum(np.asarray(affinity, np.float32), 0)
+    positive[np.diag_indices_from(positive)] += 1e-6
+    scale = 1 / np.sqrt(positive.sum(1))
+    positive *= scale[:, None] * scale
+    start = np.random.default_rng(0).standard_normal(len(positive)).astype(np.float32)
+    _, vectors = eigsh(positive, k=num_clusters, which="LA", v0=start, tol=1e-4)
+    found = kmeans(key, jnp.asarray(vectors * scale[:, None]), num_clusters, num_restarts=10)
+    return np.asarray(found.assignments)
+
+
+def read_out(
+    name: str,
+    latent: Float[Array, "n k"],
+    num_clusters: int,
+    key: Array,
+    *,
+    restarts: int = 20,
+    mu: float = 1.0,
+    lam: float = 50.0,
+    rank: int | None = None,
+) -> Int[np.ndarray, " n"]:
+    """Clusters the rows of a latent.
+
+    Args:
+      name: "kmeans_l2", "kmeans_raw", "spectral_l2" or "spectral_raw": k-means, or spectral
+        clustering with `latent_affinity`; of rows of unit norm, or as they are.
+      latent: [n, k].
+      num_clusters: how many.
+      key: of k-means.
+      restarts: of k-means.
+      mu, lam, rank: of the affinity.
+
+    Raises:
+      ValueError: another name.
+    """
+    if name not in READOUTS:
+        raise ValueError(f"read_out: {name!r}: allowed are {', '.join(READOUTS)}")
+    method, _, rows = name.partition("_")
+    points = unit_rows(latent) if rows == "l2" else jnp.asarray(latent)
+    if method == "kmeans":
+        return np.asarray(kmeans(key, points, num_clusters, num_restarts=restarts).assignments)
+    affinity = jax.jit(latent_affinity, static_argnames="rank")(points, mu=mu, lam=lam, rank=rank)
+    return spectral_assignment(np.asarray(affinity), num_clusters, key)
+
+
+def most_modular(modularities: Mapping[str, float]) -> str:
+    """The rule that fixes epoch and read-out without labels: the clusters of highest modularity."""
+    return max(modularities, key=lambda name: modularities[name])
