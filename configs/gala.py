@@ -53,7 +53,7 @@ def get_config(variant: str = "planted") -> ConfigDict:
     config.model.widths = (800, 700)  # of the encoder; the decoder mirrors them
     config.model.link_weight = 0.0  # beta, of the cross-entropy of links
     config.model.gae_widths = (32, 16)  # of GAE and VGAE: hidden, latent
-    config.model.gae_steps = 200  # their updates, at learning rate 0.01 (Kipf and Welling)
+    config.model.gae_steps = 100  # their updates, at learning rate 0.01
     config.data = ConfigDict()
     config.data.name = variant.partition("_")[0]  # "planted", a citation graph, or images
     config.data.count = 0  # nodes a class of a planted graph; how many images, 0: all
@@ -73,7 +73,7 @@ def _clustering(config: ConfigDict) -> None:
     m.mu, m.lam = 1.0, 50.0  # of the subspace-clustering cost and the spectral read-out's affinity
     m.rank = 0  # of that affinity; the official code takes 20; 0: full
     m.snapshots = (0, 10)  # updates after which latents are kept, for choosing and drawing
-    m.gae_snapshots = (50, 100)  # the same for GAE and VGAE
+    m.gae_snapshots = (0, 50)  # the same for GAE and VGAE
     m.finetune_steps = ml_collections.config_dict.placeholder(int)  # updates with SCC; None: none
     m.finetune_learning_rate = 1e-6
     config.num_steps = 20
