@@ -33,12 +33,14 @@ class GraphDense(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.glorot_uniform(), (inputs.shape[-1], self.features)
         )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else 0.0
+        shape = (self.features,)
+        bias = self.param("bias", nn.initializers.zeros, shape) if self.use_bias else None
         inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         if self.features < inputs.shape[-1]:
-            return propagate(operator, inputs @ kernel + bias)
+            out = inputs @ kernel
+            return propagate(operator, out if bias is None else out + bias)
         out = propagate(operator, inputs) @ kernel
-        if self.use_bias:
+        if bias is not None:
             out += row_sums(operator).astype(out.dtype)[:, None] * bias
         return out
 
