@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from reprise.common.data.graphs import Graph
 from reprise.common.evaluation.clustering import clustering_metrics, modularity
 from reprise.common.studies.study import Arm, Results, Study
 from reprise.common.training import optimizers, state
 from reprise.common.training.phase import Phase
 from reprise.papers.gala import figures
 from reprise.papers.gala.losses import subspace_clustering_cost
-from reprise.papers.gala.parts import Method, graph, method, resident
+from reprise.papers.gala.parts import Method, Resident, graph, method, resident
 from reprise.papers.gala.readout import READOUTS, most_modular, read_out
 
 
@@ -46,29 +47,28 @@ REPORTED: dict[str, dict[str, dict[str, float]]] = {
 
 def phases(config: ConfigDict) -> list[Phase]:
     """Reconstruction; for images then fine-tuning with the subspace-clustering cost."""
-    m, d = config.model, config.data
-    data_seed = config.seed if d.name == "planted" else 0
-    whole = graph(d.name, d.count, d.neighbours, data_seed, config.data_dir)
-    batch = _resident(d.name, d.count, d.neighbours, data_seed, config.data_dir)
+    whole, batch = _graph_of(config)
     arm = method(config)
     judge = _judge(config, arm, whole, batch)
-    two = m.finetune_steps is not None
+    two = config.model.finetune_steps is not None
     first = _train(config, arm, batch, None if two else judge)
     if not two:
         return [first]
     return [first, _finetune(config, arm, batch, judge)]
 
 
-_cache: dict[Any, Any] = {}
+def _graph_of(config: ConfigDict) -> tuple[Graph, Resident]:
+    """The graph of a config, and its operators as one object: seeds then share one copy."""
+    d = config.data
+    seed = config.seed if d.name == "planted" else 0
+    whole = graph(d.name, d.count, d.neighbours, seed, config.data_dir)
+    if _operators.get("of") is not whole:
+        _operators["of"] = whole
+        _operators["are"] = resident(whole.features, whole.edges, whole.weights)
+    return whole, _operators["are"]
 
 
-def _resident(*key: Any) -> Any:
-    """The operators of a graph, once: all seeds then share the arrays."""
-    if key not in _cache:
-        whole = graph(*key)
-        _cache.clear()
-        _cache[key] = resident(whole.features, whole.edges, whole.weights)
-    return _cache[key]
+_operators: dict[str, Any] = {}
 
 
 def _train(config: ConfigDict, arm: Method, batch: Any, evaluate: Any) -> Phase:
@@ -231,11 +231,8 @@ def study(config: ConfigDict) -> Study:
         if len(m.snapshots):
             seeded = ConfigDict(config.copy_and_resolve_references())
             seeded.seed = config.study.seeds[0]
-            d = config.data
-            data_seed = seeded.seed if d.name == "planted" else 0
-            whole = graph(d.name, d.count, d.neighbours, data_seed, config.data_dir)
+            whole, batch = _graph_of(seeded)
             first = states["gala"][0]
-            batch = _resident(d.name, d.count, d.neighbours, data_seed, config.data_dir)
             final = method(config).encode(first.params, batch)
             steps = [*(s for s in m.snapshots if s < config.num_steps), config.num_steps]
             latents = [*first.model_state["latents"], final]

@@ -1,6 +1,5 @@
 """Link prediction: held-out edges are in no operator and in no loss."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from reprise.common.data.graphs import EdgeSplit, split_edges
+from reprise.common.data.graphs import EdgeSplit, Graph, split_edges
 from reprise.common.evaluation.link_prediction import link_prediction_metrics, pair_scores
 from reprise.common.studies.study import Arm, Results, Study
 from reprise.common.training import optimizers, state
@@ -32,15 +31,17 @@ REPORTED: dict[str, dict[str, dict[str, float]]] = {
 }
 
 
-@functools.lru_cache(maxsize=16)
-def _split(name: str, count: int, seed: int, data_dir: str) -> tuple[Any, EdgeSplit]:
-    whole = graph(name, count, 0, seed if name == "planted" else 0, data_dir)
-    return whole, split_edges(whole.edges, whole.weights, len(whole.features), seed=seed)
+def split_of(config: ConfigDict) -> tuple[Graph, EdgeSplit]:
+    """The whole graph and its split, drawn by the run's seed."""
+    d = config.data
+    seed = config.seed if d.name == "planted" else 0
+    whole = graph(d.name, d.count, d.neighbours, seed, config.data_dir)
+    return whole, split_edges(whole.edges, whole.weights, len(whole.features), seed=config.seed)
 
 
 def phases(config: ConfigDict) -> list[Phase]:
-    """One phase; the split is drawn by the run's seed."""
-    whole, split = _split(config.data.name, config.data.count, config.seed, config.data_dir)
+    """One phase."""
+    whole, split = split_of(config)
     batch = resident(whole.features, split.train, split.train_weights)
     arm = method(config)
     tx = optimizers.make(config.optimizer, max(config.num_steps, 1))

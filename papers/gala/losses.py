@@ -1,5 +1,7 @@
 """The costs: features, subspaces, links."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -46,9 +48,29 @@ def subspace_clustering_cost(
     """
     _check_latent("subspace_clustering_cost", latent, mu, lam)
     wide = latent.astype(jnp.promote_types(latent.dtype, jnp.float32))
-    gram, regularised = _gram(wide, mu, lam)
+    return _minimum(wide, jnp.asarray(mu, wide.dtype), jnp.asarray(lam, wide.dtype))
+
+
+@jax.custom_jvp
+def _minimum(latent: Array, mu: Array, lam: Array) -> Array:
+    gram, regularised = _gram(latent, mu, lam)
     inside = jax.scipy.linalg.solve(regularised, gram, assume_a="pos")
     return 0.5 * mu * lam * jnp.trace(inside)
+
+
+@_minimum.defjvp
+def _minimum_jvp(primals: Any, tangents: Any) -> Any:
+    """The slopes of the two terms at their minimum: differentiating the solve cancels digits."""
+    latent, mu, lam = primals
+    gram, regularised = _gram(latent, mu, lam)
+    factor = jax.scipy.linalg.cho_factor(regularised)
+    inside = jax.scipy.linalg.cho_solve(factor, gram)
+    missed = mu * jax.scipy.linalg.cho_solve(factor, latent.T).T  # H - A H
+    slope = lam * mu * jax.scipy.linalg.cho_solve(factor, missed.T).T
+    d_latent, d_mu, d_lam = tangents
+    affinity_squared = lam**2 * (inside * inside.T).sum()
+    tangent = (slope * d_latent).sum() + 0.5 * (affinity_squared * d_mu + (missed**2).sum() * d_lam)
+    return 0.5 * mu * lam * jnp.trace(inside), tangent
 
 
 def latent_affinity(
