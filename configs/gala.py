@@ -80,6 +80,7 @@ def _clustering(config: ConfigDict) -> None:
     config.study.seeds = tuple(range(10))
     if config.variant == "citeseer":
         config.study.seeds = (0, 1, 2)
+        config.num_steps, m.snapshots = 10, (0, 5)
     if config.variant == "planted":
         config.data.count = 60
         m.widths = (64, 32)
@@ -107,7 +108,8 @@ def _images(config: ConfigDict) -> None:
         m.widths = (128, 112, 80)
         config.optimizer.learning_rate = 1e-3
         m.finetune_learning_rate = 1e-5
-        config.num_steps = 300
+        config.num_steps = 100
+        m.finetune_steps = 20
     if config.variant == "mnist_small":
         config.data.count = 1000
         config.optimizer.learning_rate = 1e-3
@@ -119,5 +121,5 @@ def _links(config: ConfigDict) -> None:
     m = config.model
     m.widths = (256, 64)  # ours: nothing is known of the paper's
     m.link_weight = 1.0
-    config.num_steps = 100
+    config.num_steps = 50
     config.eval_every = 10

@@ -24,18 +24,31 @@ def spectral_assignment(
 ) -> Int[np.ndarray, " n"]:
     """Normalised spectral clustering (Shi, Malik, 2000) with a given affinity; on the host.
 
-    Negative entries count as 0. A node without any affinity becomes a component of its own.
+    Negative entries count as 0, and so does the diagonal. A node without affinity to any other
+    says nothing: it joins the largest cluster.
     """
+    from scipy.linalg import eigh
     from scipy.sparse.linalg import eigsh
 
     positive = np.maximum(np.asarray(affinity, np.float32), 0)
-    positive[np.diag_indices_from(positive)] += 1e-6
+    np.fill_diagonal(positive, 0)
+    known = positive.sum(1) > 0
+    count = int(known.sum())
+    if count <= num_clusters:
+        return np.where(known, np.cumsum(known) - 1, 0)
+    positive = positive[np.ix_(known, known)]
     scale = 1 / np.sqrt(positive.sum(1))
     positive *= scale[:, None] * scale
-    start = np.random.default_rng(0).standard_normal(len(positive)).astype(np.float32)
-    _, vectors = eigsh(positive, k=num_clusters, which="LA", v0=start, tol=1e-4)
-    found = kmeans(key, jnp.asarray(vectors * scale[:, None]), num_clusters, num_restarts=10)
-    return np.asarray(found.assignments)
+    if count <= 500:  # Lanczos may miss a copy of a repeated eigenvalue
+        _, vectors = eigh(positive, subset_by_index=(count - num_clusters, count - 1))
+    else:
+        start = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+        _, vectors = eigsh(positive, k=num_clusters, which="LA", v0=start, tol=1e-4)
+    points = jnp.asarray(vectors * scale[:, None])
+    found = np.asarray(kmeans(key, points, num_clusters, num_restarts=10).assignments)
+    out = np.full(len(known), np.bincount(found).argmax())
+    out[known] = found
+    return out
 
 
 def read_out(
