@@ -187,21 +187,20 @@ def propagate(operator: Operator, values: Float[Array, "n channels"]) -> Float[A
     Raises:
       ValueError: shapes that do not fit.
     """
-    sparse = isinstance(operator, SparseOperator)
-    nodes = len(operator.diagonal) if sparse else operator.shape[-1]
+    nodes = (operator.diagonal if isinstance(operator, SparseOperator) else operator).shape[-1]
     if values.ndim != 2 or len(values) != nodes:
         raise ValueError(
             f"propagate: values {values.shape} must be [n, channels] with the operator's {nodes} "
             "nodes"
         )
-    if not sparse:
-        wide = jnp.promote_types(values.dtype, jnp.float32)
-        product = jnp.matmul(operator.astype(values.dtype), values, preferred_element_type=wide)
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    if not isinstance(operator, SparseOperator):
+        product = jnp.matmul(operator.astype(values.dtype), values, preferred_element_type=dtype)
         return product.astype(values.dtype)
-    wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    wide = values.astype(dtype)
     rows, columns = operator.edges
-    moved = operator.weights.astype(wide.dtype)[:, None] * wide[columns]
-    out = operator.diagonal.astype(wide.dtype)[:, None] * wide
+    moved = operator.weights.astype(dtype)[:, None] * wide[columns]
+    out = operator.diagonal.astype(dtype)[:, None] * wide
     return (out + jax.ops.segment_sum(moved, rows, nodes)).astype(values.dtype)
 
 

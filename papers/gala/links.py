@@ -57,7 +57,7 @@ def phases(config: ConfigDict) -> list[Phase]:
 
     def evaluate(current: state.TrainState) -> dict[str, float]:
         latent = encode(current.params, jax.tree.map(jnp.asarray, batch))
-        out = {}
+        out: dict[str, float] = {}
         for name, rows in (("", latent), ("_l2", unit_rows(latent))):
             rows = np.asarray(rows)
 

@@ -189,7 +189,7 @@ def _link_weights(
     return jnp.asarray(weight, dtype), norm
 
 
-def _gram(latent: Array, mu: float, lam: float) -> tuple[Array, Array]:
+def _gram(latent: Array, mu: float | Array, lam: float | Array) -> tuple[Array, Array]:
     # In full precision: the system is as ill conditioned as lam / mu times the square of H's.
     gram = jnp.matmul(latent.T, latent, precision="highest")
     return gram, mu * jnp.eye(len(gram), dtype=gram.dtype) + lam * gram

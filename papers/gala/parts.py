@@ -46,8 +46,8 @@ def resident(features: Any, edges: Any, weights: Any) -> Resident:
     """Operators of the edges that may be seen: sparse, or dense where there are many edges."""
     n = len(features)
     edges, weights = jnp.asarray(edges), jnp.asarray(weights)
-    smoothing = edge_smoothing_weights(edges, weights, n)
-    sharpening = edge_sharpening_weights(edges, weights, n)
+    smoothing: Operator = edge_smoothing_weights(edges, weights, n)
+    sharpening: Operator = edge_sharpening_weights(edges, weights, n)
     if edges.shape[1] > DENSE_SHARE * n**2:
         smoothing, sharpening = dense(smoothing), dense(sharpening)
     whole = Resident(jnp.asarray(features), edges, smoothing, sharpening)
@@ -128,7 +128,7 @@ def _gala(config: ConfigDict) -> Method:
     dtype = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
     net = GALA(tuple(m.widths), dtype=dtype)
 
-    def forward(params: Any, r: Resident) -> tuple[jax.Array, jax.Array]:
+    def forward(params: Any, r: Resident) -> Any:
         decoder = r.smoothing if m.arm == "smoothing_decoder" else r.sharpening
         return net.apply({"params": params}, r.features, r.smoothing, decoder)
 
@@ -155,7 +155,7 @@ def _gae(config: ConfigDict) -> Method:
     variational = config.model.arm == "vgae"
     net = GraphAutoencoder(tuple(config.model.gae_widths), variational)
 
-    def forward(params: Any, r: Resident) -> tuple[jax.Array, jax.Array]:
+    def forward(params: Any, r: Resident) -> Any:
         return net.apply({"params": params}, r.features, r.smoothing)
 
     def loss(params: Any, r: Resident, key: jax.Array) -> Any:
