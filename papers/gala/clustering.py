@@ -78,17 +78,20 @@ def _train(config: ConfigDict, arm: Method, batch: Any, evaluate: Any) -> Phase:
 
     def init(key: jax.Array, previous: Any) -> state.TrainState:
         params = arm.init(key, batch)
+        if not len(marks):
+            return state.create(params, tx)
         latent = jax.eval_shape(lambda p: arm.encode(p, batch), params)
         kept = jnp.zeros((len(marks), *latent.shape), jnp.float32)
         return state.create(params, tx, {"count": jnp.zeros((), jnp.int32), "latents": kept})
 
     def loss(params: Any, seen: Any, whole: Any, key: jax.Array) -> Any:
         value, latent, metrics = arm.loss(params, whole, key)
-        kept = seen["latents"]
         if len(marks):
             now = (marks == seen["count"])[:, None, None]
-            kept = jnp.where(now, jax.lax.stop_gradient(latent).astype(jnp.float32), kept)
-        return value, ({"count": seen["count"] + 1, "latents": kept}, metrics)
+            latent = jax.lax.stop_gradient(latent).astype(jnp.float32)
+            kept = jnp.where(now, latent, seen["latents"])
+            seen = {"count": seen["count"] + 1, "latents": kept}
+        return value, (seen, metrics)
 
     step = state.gradient_step(loss, tx, remat=config.remat)
     return Phase(
@@ -152,7 +155,8 @@ def _judge(config: ConfigDict, arm: Method, whole: Any, batch: Any) -> Any:
     def evaluate(current: state.TrainState) -> dict[str, float]:
         final = encode(current.params, batch)
         latents = {
-            f"kmeans_l2@{s}": h for s, h in zip(steps, current.model_state["latents"], strict=True)
+            f"kmeans_l2@{s}": h
+            for s, h in zip(steps, current.model_state.get("latents", ()), strict=True)
         }
         latents |= dict.fromkeys(READOUTS, final)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -235,7 +239,7 @@ def study(config: ConfigDict) -> Study:
             first = states["gala"][0]
             final = method(config).encode(first.params, batch)
             steps = [*(s for s in m.snapshots if s < config.num_steps), config.num_steps]
-            latents = [*first.model_state["latents"], final]
+            latents = [*first.model_state.get("latents", ()), final]
             paths.append(figures.embedding(config, steps, latents, whole.labels, directory))
         return paths
 

@@ -225,16 +225,15 @@ def test_gradients_in_float64():
             out = GALA((10, 6)).apply({"params": moved}, x, smoothing, sharpening)[1]
             return feature_reconstruction_loss(x, out).mean()
 
-        check_grads(reconstruction, (params["layer1"]["kernel"], x), 1, modes=["rev"], rtol=1e-5)
-        check_grads(subspace_clustering_cost, (latent,), 2, modes=["rev"], rtol=1e-4)
-        check_grads(lambda h: latent_affinity(h, lam=2.0), (latent,), 1, modes=["rev"], rtol=1e-5)
-        check_grads(
-            lambda h: edge_link_reconstruction_loss(h, edges),
-            (latent,),
-            1,
-            modes=["rev"],
-            rtol=1e-5,
-        )
+        def others(h, mu, lam):
+            links = edge_link_reconstruction_loss(h, edges)
+            affinity = latent_affinity(h, mu=mu, lam=lam)
+            return links + (affinity**3).sum() + subspace_clustering_cost(h, mu=mu, lam=lam)
+
+        kernel = params["layer1"]["kernel"]
+        check_grads(jax.jit(reconstruction), (kernel, x), 1, modes=["rev"], rtol=1e-5)
+        check_grads(jax.jit(others), (latent, 0.7, 3.0), 1, modes=["rev"], rtol=1e-5)
+        check_grads(jax.jit(subspace_clustering_cost), (latent,), 2, modes=["rev"], rtol=1e-4)
 
 
 def test_bfloat16_stays_finite():
@@ -265,8 +264,15 @@ def test_neighbours_are_scikit_learns_and_both_forms_agree():
     close(found, graph + graph.T, 1e-6)
     edges, weights = knn_edges(x, k=6)
     close(dense(edge_smoothing_weights(edges, weights, 40)), smoothing_operator(found), 1e-5)
-    same = knn_affinity(np.ones((5, 2), np.float32), k=2)
-    assert float(jnp.diag(same).max()) == 0
+    assert float(jnp.diag(knn_affinity(np.ones((40, 5), np.float32), k=6)).max()) == 0
+
+
+def test_a_graph_of_images_gives_mutual_neighbours_twice_the_weight():
+    graph = parts.image_graph("digits", 0, 20, "")
+    assert graph.features.shape == (1797, 64) and graph.features.max() == 1
+    weights = np.unique(graph.weights)
+    np.testing.assert_allclose(weights, [np.exp(-1), 2 * np.exp(-1)], rtol=1e-6)
+    np.testing.assert_allclose(graph.weights.sum(), 2 * 1797 * 20 * np.exp(-1), rtol=1e-5)
 
 
 def test_twenty_thousand_nodes_never_become_a_matrix():
