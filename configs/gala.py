@@ -2,8 +2,9 @@
 
     python launch.py --config=configs/gala.py[:variant] [--study]
 
-planted         generated graphs with classes planted in edges and features: seconds
-digits          the kNN graph of 1797 bundled digits, with fine-tuning by the SCC: minutes
+planted         generated graphs with classes planted in edges and features
+planted_links   link prediction on these graphs
+digits          the kNN graph of 800 bundled digits, with fine-tuning by the SCC
 cora            clustering; the paper reports accuracy 0.7459
 citeseer        the same; 0.6932
 cora_links      link prediction with 15 % of the edges held out
@@ -29,6 +30,7 @@ from reprise.common import config as base
 
 VARIANTS = (
     "planted",
+    "planted_links",
     "digits",
     "cora",
     "citeseer",
@@ -58,7 +60,13 @@ def get_config(variant: str = "planted") -> ConfigDict:
     config.data.name = variant.partition("_")[0]  # "planted", a citation graph, or images
     config.data.count = 0  # nodes a class of a planted graph; how many images, 0: all
     config.data.neighbours = 20  # k of the images' kNN graph
-    if variant not in ("planted", "digits"):
+    if config.data.name == "planted":
+        config.data.count = 60
+        config.model.widths = (64, 32)
+        config.study.seeds = (0, 1, 2, 3, 4)
+        config.steps_per_dispatch = 50
+        config.log.every = 50
+    elif config.data.name != "digits":
         config.datasets = (config.data.name,)
     if config.model.task == "links":
         _links(config)
@@ -77,20 +85,15 @@ def _clustering(config: ConfigDict) -> None:
     m.finetune_steps = ml_collections.config_dict.placeholder(int)  # updates with SCC; None: none
     m.finetune_learning_rate = 1e-6
     config.num_steps = 20
-    config.study.seeds = tuple(range(10))
+    if config.variant == "cora":
+        config.study.seeds = tuple(range(10))
     if config.variant == "citeseer":
-        config.study.seeds = (0, 1, 2)
         config.num_steps, m.snapshots = 10, (0, 5)
     if config.variant == "planted":
-        config.data.count = 60
-        m.widths = (64, 32)
         config.num_steps, m.snapshots = 200, (0, 100)
-        config.steps_per_dispatch = 50
-        config.log.every = 50
     if config.variant == "cora_slow":
         config.optimizer.learning_rate = 1e-4
         config.num_steps, m.snapshots = 100, (0, 50)
-        config.study.seeds = (0, 1, 2)
     if config.data.name in ("digits", "mnist"):
         _images(config)
 
@@ -100,16 +103,16 @@ def _images(config: ConfigDict) -> None:
     m.snapshots, m.gae_snapshots = (), ()
     m.widths = (800, 700, 500)
     m.finetune_steps = 50
-    config.study.seeds = (0, 1, 2)
     config.optimizer.learning_rate = 1e-4
     config.num_steps = 10_000
     config.checkpoint.every = 1000
     if config.variant == "digits":
-        m.widths = (128, 112, 80)
+        config.data.count = 800
+        m.widths = (56, 48, 32)
         config.optimizer.learning_rate = 1e-3
         m.finetune_learning_rate = 1e-5
-        config.num_steps = 100
-        m.finetune_steps = 20
+        config.num_steps = 300
+        config.steps_per_dispatch = 50
     if config.variant == "mnist_small":
         config.data.count = 1000
         config.optimizer.learning_rate = 1e-3
@@ -119,7 +122,10 @@ def _images(config: ConfigDict) -> None:
 
 def _links(config: ConfigDict) -> None:
     m = config.model
-    m.widths = (256, 64)  # ours: nothing is known of the paper's
     m.link_weight = 1.0
-    config.num_steps = 50
     config.eval_every = 10
+    if config.data.name == "planted":
+        config.num_steps, config.steps_per_dispatch = 200, 10
+    else:
+        m.widths = (256, 64)  # ours: nothing is known of the paper's
+        config.num_steps = 50

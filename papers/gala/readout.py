@@ -24,15 +24,14 @@ def spectral_assignment(
 ) -> Int[np.ndarray, " n"]:
     """Normalised spectral clustering (Shi, Malik, 2000) with a given affinity; on the host.
 
-    Negative entries count as 0, and so does the diagonal. A node without affinity to any other
+    Negative entries count as 0; the diagonal counts as it is. A node without affinity to any other
     says nothing: it joins the largest cluster.
     """
     from scipy.linalg import eigh
     from scipy.sparse.linalg import eigsh
 
     positive = np.maximum(np.asarray(affinity, np.float32), 0)
-    np.fill_diagonal(positive, 0)
-    known = positive.sum(1) > 0
+    known = positive.sum(1) > np.diag(positive)
     count = int(known.sum())
     if count <= num_clusters:
         return np.where(known, np.cumsum(known) - 1, 0)
