@@ -1,5 +1,7 @@
 """The graphs that the layers see: smoothing for the encoder, sharpening for the decoder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -88,6 +90,7 @@ def knn_affinity(
     return graph + graph.T
 
 
+@functools.partial(jax.jit, static_argnames=("k", "block"))
 def knn_pairs(
     features: Float[Array, "n channels"], k: int, *, block: int = 1000
 ) -> tuple[Int[Array, " nk"], Int[Array, " nk"]]:

@@ -135,8 +135,9 @@ def test_isolated_nodes_keep_their_features_and_self_loops_do_not_count():
     nothing = edge_smoothing_weights(edges, np.zeros(0, np.float32), 24)
     sharp = edge_sharpening_weights(edges, np.zeros(0, np.float32), 24)
     params = golden()[0]
-    empty, _ = GALA((10, 6)).apply({"params": params}, x, nothing, sharp)
-    whole, _ = GALA((10, 6)).apply({"params": params}, x, jnp.eye(24), jnp.eye(24))
+    apply = jax.jit(GALA((10, 6)).apply)
+    empty, _ = apply({"params": params}, x, nothing, sharp)
+    whole, _ = apply({"params": params}, x, jnp.eye(24), jnp.eye(24))
     close(empty, whole, 1e-6)
 
 
@@ -249,7 +250,7 @@ def test_bfloat16_stays_finite():
     value, slope = jax.jit(jax.value_and_grad(loss))(params)
     assert value.dtype == jnp.float32 and jnp.isfinite(value)
     assert all(np.isfinite(v.astype(np.float32)).all() for v in jax.tree.leaves(slope))
-    cost, slope = jax.value_and_grad(lambda h: subspace_clustering_cost(1e3 * h))(latent)
+    cost, slope = jax.jit(jax.value_and_grad(lambda h: subspace_clustering_cost(1e3 * h)))(latent)
     assert cost.dtype == jnp.float32 and np.isfinite(slope.astype(np.float32)).all()
 
 
