@@ -16,7 +16,7 @@ from reprise.common.training.phase import Phase
 
 log = logging.getLogger("reprise")
 
-# Code below common/ that a phase's result depends on, beside the file that defines its step.
+# Code below common/ that a phase's result depends on, beside the package that defines its step.
 _CODE = ("data", "models", "ops", "training")
 
 
@@ -26,7 +26,9 @@ def code_version(phase: Phase) -> str:
     files = [path for part in _CODE for path in sorted((root / part).rglob("*.py"))]
     defined = inspect.getsourcefile(phase.init)
     if defined:
-        files.append(Path(defined))
+        # A paper's losses and models lie beside its recipe; common/ has its parts listed above.
+        folder = Path(defined).parent
+        files += sorted(folder.glob("*.py")) if folder.parent.name == "papers" else [Path(defined)]
     joined = hashlib.sha256()
     for path in files:
         joined.update(path.read_bytes())
