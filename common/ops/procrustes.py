@@ -60,13 +60,67 @@ def _wide(x: Any) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _polar(matrix: Array, reflection: bool) -> Array:
+    if matrix.shape[-1] == 3 and not reflection:
+        return _quaternion_rotation(matrix)
     u, _, vt = jnp.linalg.svd(matrix)
-    if reflection:
-        return _einsum("...ij,...jk->...ik", u, vt)
-    # Exactly +-1, whatever the rounding of the determinant.
-    sign = jnp.where(jnp.linalg.det(u) * jnp.linalg.det(vt) < 0, -1.0, 1.0).astype(matrix.dtype)
-    u = u.at[..., -1].multiply(sign[..., None])
+    if not reflection:
+        # Exactly +-1, whatever the rounding of the determinant.
+        mirrored = jnp.linalg.det(u) * jnp.linalg.det(vt) < 0
+        sign = jnp.where(mirrored, -1.0, 1.0).astype(matrix.dtype)
+        u = u.at[..., -1].multiply(sign[..., None])
     return _einsum("...ij,...jk->...ik", u, vt)
+
+
+def _quaternion_rotation(matrix: Array) -> Array:
+    """The same for 3x3, from the largest eigenvector of a symmetric 4x4 matrix.
+
+    Horn, "Closed-form solution of absolute orientation using unit quaternions", JOSA A 4(4), 1987.
+    Batches of small SVDs run one matrix at a time; these are operations on whole batches, many
+    times faster. A quaternion can't be a reflection.
+    """
+    size = jnp.abs(matrix).max((-2, -1), keepdims=True)
+    m = jnp.moveaxis(matrix / jnp.where(size > 0, size, 1), (-2, -1), (0, 1))
+    upper = (
+        (m[0, 0] + m[1, 1] + m[2, 2], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]),
+        (m[0, 0] - m[1, 1] - m[2, 2], m[1, 0] + m[0, 1], m[0, 2] + m[2, 0]),
+        (m[1, 1] - m[0, 0] - m[2, 2], m[2, 1] + m[1, 2]),
+        (m[2, 2] - m[0, 0] - m[1, 1],),
+    )
+    a = [[upper[min(i, j)][abs(i - j)] for j in range(4)] for i in range(4)]
+    zero = jnp.zeros_like(m[0, 0])
+    v = [[zero + (i == j) for j in range(4)] for i in range(4)]
+    a, v = jax.lax.fori_loop(0, 5, lambda _, av: _jacobi_sweep(*av), (a, v))
+    largest = jnp.argmax(jnp.stack([a[i][i] for i in range(4)]), 0)
+    q = jnp.take_along_axis(jnp.stack([jnp.stack(row) for row in v]), largest[None, None], 1)[:, 0]
+    w, x, y, z = q / jnp.sqrt((q**2).sum(0))
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+
+
+def _jacobi_sweep(a: list[list[Array]], v: list[list[Array]]) -> Any:
+    """One cyclic sweep of Jacobi's eigenvalue method on 4x4 matrices held as 16 batches."""
+    a, v = [list(row) for row in a], [list(row) for row in v]
+    for p, q in ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2)):
+        off, difference = a[p][q], a[q][q] - a[p][p]
+        root = jnp.sqrt(difference**2 + 4 * off**2)
+        below = jnp.where(difference < 0, difference - root, difference + root)
+        tangent = jnp.where(below == 0, 0, 2 * off / jnp.where(below == 0, 1, below))
+        cos = jax.lax.rsqrt(1 + tangent**2)
+        sin = tangent * cos
+        a[p][p], a[q][q] = a[p][p] - tangent * off, a[q][q] + tangent * off
+        a[p][q] = a[q][p] = jnp.zeros_like(off)
+        for i in range(4):
+            if i not in (p, q):
+                x, y = a[i][p], a[i][q]
+                a[i][p] = a[p][i] = cos * x - sin * y
+                a[i][q] = a[q][i] = sin * x + cos * y
+            x, y = v[i][p], v[i][q]
+            v[i][p], v[i][q] = cos * x - sin * y, sin * x + cos * y
+    return a, v
 
 
 @_polar.defjvp

@@ -33,9 +33,7 @@ class PRNFCN(nn.Module):
         self, points2d: Float[Array, "batch points 2"], *, train: bool = False
     ) -> Float[Array, "batch points 3"]:
         if points2d.ndim != 3 or points2d.shape[1:] != (self.num_points, 2):
-            raise ValueError(
-                f"PRNFCN: points2d {points2d.shape} must be [B, {self.num_points}, 2]"
-            )
+            raise ValueError(f"PRNFCN: points2d {points2d.shape} must be [B, {self.num_points}, 2]")
         norm = functools.partial(
             nn.BatchNorm,
             use_running_average=not train,
