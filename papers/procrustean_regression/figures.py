@@ -4,16 +4,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from reprise.common.evaluation.pose import normalized_error
 from reprise.common.studies.study import Results
 
 
+def error(shapes: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The normalised error of each frame, as it is."""
+    return np.asarray(normalized_error(jnp.asarray(shapes), jnp.asarray(target)))
+
+
 def best_mirror(shapes: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Each frame [F, P, 3] with the sign of the depth that is nearer to the target."""
     mirrored = shapes * np.array([1, 1, -1], shapes.dtype)
-    nearer = np.asarray(normalized_error(mirrored, target) < normalized_error(shapes, target))
+    nearer = error(mirrored, target) < error(shapes, target)
     return np.where(nearer[:, None, None], mirrored, shapes)
 
 
@@ -50,8 +56,8 @@ def skeletons(
             _draw(axis, truth, edges, "0.75" if name != "truth" else "black")
             if name != "truth":
                 _draw(axis, value[row][:, [2, 1]], edges, "tab:red")
-                error = float(normalized_error(value[row][None], shapes["truth"][row][None])[0])
-                axis.text(0.02, 0.0, f"{error:.2f}", transform=axis.transAxes, fontsize=7)
+                far = error(value[row][None], shapes["truth"][row][None])[0]
+                axis.text(0.02, 0.0, f"{far:.2f}", transform=axis.transAxes, fontsize=7)
             axis.set_xlim(-limit, limit)
             axis.set_ylim(-limit, limit)
         axes[row, 0].set_title(label if row else f"seen\n{label}", fontsize=8)

@@ -25,7 +25,7 @@ def phases(config: ConfigDict) -> list[Phase]:
     predict = parts.predictor(config, seen)
 
     def evaluate(current: Any) -> dict[str, float]:
-        out = {}
+        out: dict[str, float] = {}
         shapes = predict(current)
         for name, found, target in zip(config.data.sequences, shapes, seen["target"], strict=True):
             each = normalized_error(found, target, reflection="per_example")

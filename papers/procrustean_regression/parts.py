@@ -63,10 +63,10 @@ def group_cost(config: ConfigDict) -> Any:
         )
 
     def cost(shapes: jax.Array, points2d: jax.Array, mask: jax.Array) -> Any:
-        flat = [x.reshape(-1, *x.shape[-3:]) for x in (shapes, points2d)]
+        shapes, points2d = (x.reshape(-1, *x.shape[-3:]) for x in (shapes, points2d))
         mask = mask.reshape(-1, *mask.shape[-2:])
-        reprojection = jax.vmap(reprojection_error)(*flat, mask).sum()
-        return jax.vmap(one)(*flat, mask).sum(), reprojection
+        reprojection = jax.vmap(reprojection_error)(shapes, points2d, mask).sum()
+        return jax.vmap(one)(shapes, points2d, mask).sum(), reprojection
 
     return cost
 

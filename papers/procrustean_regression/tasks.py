@@ -124,7 +124,7 @@ def sequences(
         first.
     """
     rng = np.random.default_rng((seed, 7))
-    each = []
+    each: list[dict[str, np.ndarray]] = []
     for name in names:
         example = data.load("nrsfm", name, data_dir=data_dir or None)[0]
         shape, camera = example["shape"], example["camera"].astype(np.float64)
