@@ -89,17 +89,18 @@ def _generated(config: ConfigDict) -> None:
 
 def _sequences(config: ConfigDict) -> None:
     config.datasets = ("nrsfm",)
-    config.num_steps = 1500
+    config.data.missing = {"sequences_20": 0.2, "sequences_40": 0.4}.get(config.variant, 0.0)
+    config.num_steps = 1000
     config.batch_size = 32
     config.steps_per_dispatch = 50
     config.optimizer = base.optimizer("adam", 1e-3)
     config.optimizer.schedule.name = "cosine_decay_schedule"
-    config.model.fit_steps = 500  # updates of the shapes, where there is no network
-    config.model.fit_learning_rate = 1e-2
-    config.model.num_bases = 3  # K of the baseline's cameras
+    config.model.width = 128
+    config.model.fit_steps = 200  # updates of the shapes, where there is no network
+    config.model.fit_learning_rate = 3e-2
+    config.model.num_bases = 4 if not config.data.missing else 3  # K of the baseline's cameras
     config.model.low_rank_iters = 300  # of the baseline's ADMM
     config.data.name = "nrsfm"
     config.data.sequences = ("drink", "pickup", "yoga", "stretch")
-    config.data.frames = 100  # of each, at equal distances
-    config.data.missing = {"sequences_20": 0.2, "sequences_40": 0.4}.get(config.variant, 0.0)
+    config.data.frames = 64  # of each, at equal distances
     config.data.animated = "yoga"  # the sequence that the study makes move

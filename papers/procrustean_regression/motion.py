@@ -56,13 +56,15 @@ def study(config: ConfigDict) -> Study:
     }
     arms = {
         "prn": Arm(),
-        "prn_detached": Arm({"model.alignment": "detached"}),
         "prn_no_alignment": Arm({"model.alignment": "none"}),
+        "prn_detached": Arm({"model.alignment": "detached"}),
         "fit": Arm(fit),
         "fit_detached": Arm({**fit, "model.alignment": "detached"}),
         "fit_no_alignment": Arm({**fit, "model.alignment": "none"}),
         "low_rank": Arm({"model.method": "low_rank", "num_steps": 0}),
     }
+    if config.data.missing:
+        del arms["prn_detached"]
 
     def claim(results: Results) -> tuple[str, bool]:
         mean = {name: arm["error"] for name, arm in results.items()}
