@@ -74,24 +74,26 @@ def _polar(matrix: Array, reflection: bool) -> Array:
 def _quaternion_rotation(matrix: Array) -> Array:
     """The same for 3x3, from the largest eigenvector of a symmetric 4x4 matrix.
 
-    Horn, "Closed-form solution of absolute orientation using unit quaternions", JOSA A 4(4), 1987.
-    Batches of small SVDs run one matrix at a time; these are operations on whole batches, many
-    times faster. A quaternion can't be a reflection.
+    Horn, "Closed-form solution of absolute orientation using unit quaternions", JOSA A 4(4), 1987;
+    the eigenvector by one-sided Jacobi rotations of columns. Batches of small SVDs run one matrix
+    at a time; these are operations on whole batches, several times faster. A quaternion can't be a
+    reflection.
     """
     size = jnp.abs(matrix).max((-2, -1), keepdims=True)
-    m = jnp.moveaxis(matrix / jnp.where(size > 0, size, 1), (-2, -1), (0, 1))
-    upper = (
-        (m[0, 0] + m[1, 1] + m[2, 2], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]),
-        (m[0, 0] - m[1, 1] - m[2, 2], m[1, 0] + m[0, 1], m[0, 2] + m[2, 0]),
-        (m[1, 1] - m[0, 0] - m[2, 2], m[2, 1] + m[1, 2]),
-        (m[2, 2] - m[0, 0] - m[1, 1],),
+    scaled = jnp.moveaxis(matrix / jnp.where(size > 0, size, 1), (-2, -1), (0, 1))
+    (a, b, c), (d, e, f), (g, h, i) = scaled
+    shift = 6 * jnp.ones_like(a)  # more than any eigenvalue's size: all become positive
+    columns = (
+        (shift + a + e + i, h - f, c - g, d - b),
+        (h - f, shift + a - e - i, d + b, c + g),
+        (c - g, d + b, shift + e - a - i, h + f),
+        (d - b, c + g, h + f, shift + i - a - e),
     )
-    a = [[upper[min(i, j)][abs(i - j)] for j in range(4)] for i in range(4)]
-    zero = jnp.zeros_like(m[0, 0])
-    v = [[zero + (i == j) for j in range(4)] for i in range(4)]
-    a, v = jax.lax.fori_loop(0, 5, lambda _, av: _jacobi_sweep(*av), (a, v))
-    largest = jnp.argmax(jnp.stack([a[i][i] for i in range(4)]), 0)
-    q = jnp.take_along_axis(jnp.stack([jnp.stack(row) for row in v]), largest[None, None], 1)[:, 0]
+    columns = jnp.stack([jnp.stack(column) for column in columns])
+    columns = jax.lax.fori_loop(0, 6, lambda _, w: _jacobi_sweep(w), columns)
+    # Orthogonal now: each an eigenvector times its eigenvalue.
+    largest = jnp.argmax((columns**2).sum(1), 0)
+    q = jnp.take_along_axis(columns, largest[None, None], 0)[0]
     w, x, y, z = q / jnp.sqrt((q**2).sum(0))
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -101,26 +103,19 @@ def _quaternion_rotation(matrix: Array) -> Array:
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
 
 
-def _jacobi_sweep(a: list[list[Array]], v: list[list[Array]]) -> Any:
-    """One cyclic sweep of Jacobi's eigenvalue method on 4x4 matrices held as 16 batches."""
-    a, v = [list(row) for row in a], [list(row) for row in v]
+def _jacobi_sweep(columns: Array) -> Array:
+    """Turns every pair of the columns [4, 4, ...] until it is orthogonal, once."""
+    w = list(columns)
     for p, q in ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2)):
-        off, difference = a[p][q], a[q][q] - a[p][p]
-        root = jnp.sqrt(difference**2 + 4 * off**2)
+        x, y = w[p], w[q]
+        inner, difference = (x * y).sum(0), ((y - x) * (y + x)).sum(0)
+        root = jnp.sqrt(difference**2 + 4 * inner**2)
         below = jnp.where(difference < 0, difference - root, difference + root)
-        tangent = jnp.where(below == 0, 0, 2 * off / jnp.where(below == 0, 1, below))
+        tangent = jnp.where(below == 0, 0, 2 * inner / jnp.where(below == 0, 1, below))
         cos = jax.lax.rsqrt(1 + tangent**2)
         sin = tangent * cos
-        a[p][p], a[q][q] = a[p][p] - tangent * off, a[q][q] + tangent * off
-        a[p][q] = a[q][p] = jnp.zeros_like(off)
-        for i in range(4):
-            if i not in (p, q):
-                x, y = a[i][p], a[i][q]
-                a[i][p] = a[p][i] = cos * x - sin * y
-                a[i][q] = a[q][i] = sin * x + cos * y
-            x, y = v[i][p], v[i][q]
-            v[i][p], v[i][q] = cos * x - sin * y, sin * x + cos * y
-    return a, v
+        w[p], w[q] = cos * x - sin * y, sin * x + cos * y
+    return jnp.stack(w)
 
 
 @_polar.defjvp

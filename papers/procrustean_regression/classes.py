@@ -53,6 +53,8 @@ def study(config: ConfigDict) -> Study:
         "no_alignment": Arm({"model.alignment": "none"}),
         "reprojection_only": Arm({"model.alignment": "none", "model.reg_weight": 0.0}),
         "detached": Arm({"model.alignment": "detached"}),
+        "prn_missing_20": Arm({"data.missing": 0.2}),
+        "prn_missing_40": Arm({"data.missing": 0.4}),
     }
 
     def claim(results: Results) -> tuple[str, bool]:
