@@ -93,16 +93,19 @@ def errors(results: Results, metrics: Sequence[str], directory: Path, variant: s
     return path
 
 
-def animation(shapes: Mapping[str, np.ndarray], edges: np.ndarray, path: Path) -> Path:
-    """The frames [F, P, 3] of each, side by side, upright and seen from one place."""
+def animation(
+    shapes: Mapping[str, np.ndarray], edges: np.ndarray, up: np.ndarray, path: Path
+) -> Path:
+    """The frames [F, P, 3] of each, side by side, seen from one place; `up` [3] is upwards."""
     from matplotlib import animation as animations
     from matplotlib import pyplot as plt
 
     truth = shapes["truth"]
-    # The body's long axis is upright; the view is 30 degrees beside the widest side.
+    # The body's long axis stands; the view is 30 degrees beside the widest side.
     _, _, axes = np.linalg.svd(truth.reshape(-1, 3), full_matrices=False)
     angle = np.pi / 6
-    view = np.stack([np.cos(angle) * axes[1] + np.sin(angle) * axes[2], axes[0]], 1)
+    upright = axes[0] * np.sign(axes[0] @ up)
+    view = np.stack([np.cos(angle) * axes[1] + np.sin(angle) * axes[2], upright], 1)
     flat = {name: value @ view for name, value in shapes.items()}
     limit = 1.1 * np.abs(flat["truth"]).max()
     figure, panels = plt.subplots(1, len(shapes), figsize=(1.3 * len(shapes), 1.9))
@@ -121,6 +124,6 @@ def animation(shapes: Mapping[str, np.ndarray], edges: np.ndarray, path: Path) -
     figure.tight_layout()
     steps = range(0, len(truth), 2)
     made = animations.FuncAnimation(figure, show, steps)
-    made.save(path, writer=animations.PillowWriter(fps=8), dpi=60)
+    made.save(path, writer=animations.PillowWriter(fps=8), dpi=80)
     plt.close(figure)
     return path

@@ -104,7 +104,8 @@ def study(config: ConfigDict) -> Study:
             }
             moving = {name.replace("_", " "): shapes for name, shapes in world.items()}
             path = directory / f"{config.variant}-{config.data.animated}.gif"
-            paths.append(figures.animation(moving, edges[config.data.animated], path))
+            up = seen["camera"][at, :, 1].mean(0)
+            paths.append(figures.animation(moving, edges[config.data.animated], up, path))
         return paths
 
     return Study(arms, claim, figures=draw)
