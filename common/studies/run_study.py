@@ -39,6 +39,7 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
       What to print: the table, the claim, the paths, the command to run next.
     """
     study = run.recipe(config).study(config)
+    source = commit()  # of the code that trains, whatever is committed until it is done
     workdir = Path(workdir).expanduser().resolve()
     seeds = tuple(config.study.seeds)
     # Every arm is checked before the first one trains.
@@ -67,7 +68,7 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
         "paper": config.paper,
         "variant": config.variant,
         "command": command(config),
-        "commit": commit(),
+        "commit": source,
         "config_hash": configs.digest(configs.identity(config)),
         "versions": versions(),
         "device": device(),
