@@ -89,11 +89,11 @@ def _quaternion_rotation(matrix: Array) -> Array:
         (c - g, d + b, shift + e - a - i, h + f),
         (d - b, c + g, h + f, shift + i - a - e),
     )
-    columns = jnp.stack([jnp.stack(column) for column in columns])
-    columns = jax.lax.fori_loop(0, 6, lambda _, w: _jacobi_sweep(w), columns)
+    start = jnp.stack([jnp.stack(column) for column in columns])
+    turned = jax.lax.fori_loop(0, 6, lambda _, w: _jacobi_sweep(w), start)
     # Orthogonal now: each an eigenvector times its eigenvalue.
-    largest = jnp.argmax((columns**2).sum(1), 0)
-    q = jnp.take_along_axis(columns, largest[None, None], 0)[0]
+    largest = jnp.argmax((turned**2).sum(1), 0)
+    q = jnp.take_along_axis(turned, largest[None, None], 0)[0]
     w, x, y, z = q / jnp.sqrt((q**2).sum(0))
     rows = (
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
