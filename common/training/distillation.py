@@ -87,11 +87,6 @@ def draw(
     return jax.tree.map(lambda x: x[rows], dict(data))
 
 
-def epoch_of(setting: Setting, carried: Carried, batch_size: int) -> jax.Array:
-    """int32 [], epochs of the labelled data that are over."""
-    return carried.step // max(len(setting.student_data["label"]) // batch_size, 1)
-
-
 def run_student(
     setting: Setting, params: Any, carried: Carried, image: jax.Array
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Carried]:
@@ -248,7 +243,6 @@ def student_phase(
     combine: Callable[[dict[str, Any], jax.Array], Any] | None = None,
     batches: Callable[[Mapping[str, jax.Array], Carried, jax.Array], Any] | None = None,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
-    fresh: bool = False,
     figures: Any = None,
 ) -> Phase:
     """One phase of a student's training, after the teacher's or another of the student's.
@@ -264,7 +258,6 @@ def student_phase(
       combine: see `state.gradient_step`.
       batches: (resident data, carried, key) -> batch; default: `draw` and `setting.augment`.
       evaluate: metrics beside the student's accuracy, of the phase's state.
-      fresh: start the student anew although the phase before trained one.
       figures: see `Phase`.
 
     Returns:
@@ -281,8 +274,7 @@ def student_phase(
         before = previous.model_state if isinstance(previous, state.TrainState) else None
         if isinstance(before, Carried):
             teacher, extra = before.teacher, before.extra
-            if not fresh:
-                params, stats = previous.params["student"], before.stats
+            params, stats = previous.params["student"], before.stats
         elif previous is not None:
             teacher = _variables(previous[0].params, previous[0].model_state)
         order = jax.random.key_data(keys[1])

@@ -86,7 +86,6 @@ def knowledge_distillation(
     ce_weight: float = 1.0,
     kd_weight: float = 1.0,
     scale_by_t2: bool = True,
-    fresh: bool = False,
 ) -> list[Phase]:
     """ce_weight CE + kd_weight KL at a temperature (Hinton, Vinyals, Dean, 2015)."""
 
@@ -99,7 +98,7 @@ def knowledge_distillation(
         kl = losses.kd_kl_divergence(logits, target, temperature, scale_by_t2)
         return (ce_weight * each + kd_weight * kl).mean(), (carried, metrics)
 
-    return [distillation.student_phase(setting, config, loss, fresh=fresh)]
+    return [distillation.student_phase(setting, config, loss)]
 
 
 def imitate(
