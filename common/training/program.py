@@ -142,11 +142,16 @@ def build(
         lambda x: jax.ShapeDtypeStruct(leading + x.shape, x.dtype, sharding=where), spec
     )
     batch_shardings = jax.tree.map(lambda x: x.sharding, batch)
+    # It runs once: on CPUs compiling it well costs far more than running it plainly.
+    plainly = {"xla_backend_optimization_level": 1}
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return Program(
         metrics=tuple(sorted(metrics)),
         state=_with(state, shardings),
         batch=batch,
-        init=jax.jit(init_all, out_shardings=shardings),
+        init=jax.jit(
+            init_all, out_shardings=shardings, compiler_options=plainly if on_cpu else None
+        ),
         dispatch=jax.jit(
             dispatch,
             donate_argnums=0,
