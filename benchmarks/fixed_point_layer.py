@@ -187,6 +187,21 @@ def reference(g, params, y, x0):
         return np.asarray(x), np.asarray(pull(2 * x)[0])
 
 
+def loosest(at):
+    """(tol, at(tol)) of the loosest tolerance with an error of GRAD_ERROR, or near its best one.
+
+    A solver that stalls above GRAD_ERROR must not be timed while it iterates up to its cap.
+    """
+    tried = {}
+    for tol in TOLERANCES:
+        tried[tol] = at(tol)
+        if tried[tol][0] <= GRAD_ERROR:
+            return tol, tried[tol]
+    best = min(found for found, *_ in tried.values())
+    tol = next(tol for tol, (found, *_) in tried.items() if found <= 1.1 * best)
+    return tol, tried[tol]
+
+
 def compare(label, g, params, y, x0, torch_map=None):
     builders = {
         "ours picard": ours("picard"),
@@ -207,11 +222,13 @@ def compare(label, g, params, y, x0, torch_map=None):
     forward, gradient, rows = {}, {}, {}
     for name, build in builders.items():
         try:
-            for tol in TOLERANCES:
+
+            def at(tol, build=build):
                 solve = build(g, x0, tol)
-                grad = jax.jit(jax.grad(lambda p, y, s=solve: (s(p, y) ** 2).sum(), (0, 1)))
-                if (found := error(grad(params, y)[1])) <= GRAD_ERROR:
-                    break
+                grad = jax.jit(jax.grad(lambda p, y: (solve(p, y) ** 2).sum(), (0, 1)))
+                return error(grad(params, y)[1]), solve, grad
+
+            tol, (found, solve, grad) = loosest(at)
         except (jax.errors.JaxRuntimeError, NotImplementedError, TypeError) as failure:
             print(f"{label}: {name} fails: {str(failure).splitlines()[0]}")
             continue
@@ -295,10 +312,12 @@ def with_torchdeq(torch_map, params, y, x0, error):
 
     build(TOL)[0]()
     evals = count[0]
-    for tol in TOLERANCES:
+
+    def at(tol):
         run, grad = build(tol)
-        if (found := error(grad().numpy())) <= GRAD_ERROR:
-            break
+        return error(grad().numpy()), run, grad
+
+    tol, (found, run, grad) = loosest(at)
     return run, grad, {"tol": tol, "grad_error": found, "g_evals": evals, "temp_kib": None}
 
 
