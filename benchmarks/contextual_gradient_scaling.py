@@ -3,17 +3,13 @@
     python benchmarks/contextual_gradient_scaling.py
 
 Needs the extra `[bench]`. Loss and second-order meta-gradient of 4 tasks, 5-way 1- and 5-shot, 5
-inner steps, the network of 4 convolutions on 28 x 28 images, one thread each: seconds (median of
+inner steps, the network of 4 convolutions on 28 x 28 images, on one core: seconds (median of
 calls in turns), meta-steps a second, and compiled temporary memory with and without recomputing the
 inner steps (`jax.checkpoint`). Torch runs its tasks by `vmap` or one after another, whichever is
 faster. Writes results/benchmarks/contextual_gradient_scaling.json.
 """
 
 import os
-
-# One thread for both: with it the machine's load and the number of cores drop out.
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
-
 import statistics
 import time
 
@@ -130,6 +126,8 @@ def measure(calls, repeats=7):
 
 
 def main():
+    # One core for both, before either makes its threads: the number of cores drops out.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     net = ConvNet(WAYS, FILTERS)
     params = net.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 1), np.float32))["params"]
