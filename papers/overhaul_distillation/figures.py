@@ -43,10 +43,10 @@ def margins(config: ConfigDict, carried: Carried, directory: Path) -> Path:
     panels = np.atleast_1d(figure.subplots(1, len(norms)))
     for axes, (tap, both) in zip(panels, pairs(carried).items(), strict=True):
         predicted, seen = (np.asarray(x) for x in both)
-        low = min(predicted.min(), seen.min()) * 1.05
-        axes.plot([low, 0], [low, 0], color="0.7", linewidth=1)
+        ends = min(predicted.min(), seen.min()) - 0.05, max(predicted.max(), seen.max()) + 0.05
+        axes.plot(ends, ends, color="0.7", linewidth=1)
         axes.scatter(predicted, seen, s=10)
-        axes.set(title=tap, xlabel="margin from BatchNorm", aspect="equal")
+        axes.set(title=tap, xlabel="margin from BatchNorm", xlim=ends, ylim=ends, aspect="equal")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("mean negative response")
     path = directory / f"{config.variant}-margins.png"
