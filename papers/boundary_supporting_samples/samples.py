@@ -129,11 +129,11 @@ def boundary_supporting_samples(
 ) -> Float[Array, "batch height width channels"]:
     """Walks from images towards a class of the teacher until the teacher leaves its first class.
 
-    With z = f_t(x), c = argmax f_t(x^0), k the target and g = d(z_k - z_c)/dx of length |g| a
-    sample: x <- clip(x + step_size (z_c - z_k + gap_epsilon) g / |g|) as long as argmax z = c. Steps
-    shrink with the gap of the logits, so that the walk ends close to the boundary. A sample that
-    left c, to whichever class, stays; one that never does is returned where it is. The clip is of
-    all samples. No gradient passes, neither to the images nor to what `logits_fn` closes over.
+    With z = f_t(x), c = argmax f_t(x^0), k the target and g = d(z_k - z_c)/dx of length |g| for
+    each sample: x <- clip(x + step_size (z_c - z_k + gap_epsilon) g / |g|) as long as argmax z = c.
+    Steps shrink with the gap of the logits, so that the walk ends close to the boundary. A sample
+    that left c, to whichever class, stays; one that never does is returned where it is. The clip is
+    of all samples. No gradient passes, neither to the images nor to what `logits_fn` closes over.
 
     Args:
       logits_fn: [B, H, W, C] -> [B, K], a pure function in inference mode: samples must not
