@@ -42,6 +42,7 @@ def _sgd(rate: float, num_steps: int, drops: tuple[float, ...], scale: float) ->
 
 
 def _digits(config: ConfigDict) -> None:
+    config.study.seeds = (0, 1, 2, 3, 4)
     config.study.over_seeds = "map"  # vmapped convolutions are slow on CPUs
     config.data.name = "digits"
     config.data.count = 50  # labelled examples of the student

@@ -4,7 +4,7 @@
 
 digits            8x8 digits: accuracy, target variance, collapse; with SimSiam of 2 and of K views
 digits_stability  the same over learning rates and strengths of augmentation
-cifar_small       3000 images of CIFAR-10 at 16 x 16, a small network, over learning rates
+cifar_small       2000 images of CIFAR-10 at 16 x 16, a small network, over learning rates
 cifar10           ResNet-18, 800 epochs: SimSiam's setting, K = 4
 cifar100          the same for CIFAR-100
 imagenet          ResNet-50, 100 epochs, then a linear probe of 90
@@ -89,8 +89,8 @@ def _cifar(config: ConfigDict) -> None:
     name = "cifar10_30k" if small else config.variant
     config.datasets = (name,)
     config.data.name = name
-    config.data.train = "train[:3000]" if small else "train"
-    config.data.test = "test[:3000]" if small else "test"
+    config.data.train = "train[:2000]" if small else "train"
+    config.data.test = "test[:2000]" if small else "test"
     config.data.size, config.data.channels = (16 if small else 32), 3
     config.data.crop = (0.2, 1.0)  # share of the area that a view keeps
     config.data.blur = False
@@ -101,7 +101,7 @@ def _cifar(config: ConfigDict) -> None:
     config.judge.c = 10.0
     if small:
         config.batch_size = 128
-        config.num_steps = 184  # 8 epochs
+        config.num_steps = 120  # 8 epochs
         _sgd(config, 0.1, 5e-4)
         config.model.backbone = "conv"
         config.model.widths = (16, 32, 64)

@@ -85,7 +85,7 @@ def _clustering(config: ConfigDict) -> None:
     m.finetune_steps = ml_collections.config_dict.placeholder(int)  # updates with SCC; None: none
     m.finetune_learning_rate = 1e-6
     config.num_steps = 20
-    if config.variant == "cora":
+    if config.variant in ("cora", "citeseer"):
         config.study.seeds = tuple(range(10))
     if config.variant == "citeseer":
         config.num_steps, m.snapshots = 10, (0, 5)
