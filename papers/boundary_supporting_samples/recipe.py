@@ -168,7 +168,9 @@ def study(config: ConfigDict) -> Study:
         return 100 * (results["bss"][metric] - results[arm][metric])
 
     def told(gain: np.ndarray) -> str:
-        half = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.inf
+        from scipy import stats
+
+        half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
         return f"{gain.mean():+.1f} +- {half:.1f} (worst seed {gain.min():+.1f})"
 
     def on_the_plane(results: Results) -> tuple[str, bool]:
