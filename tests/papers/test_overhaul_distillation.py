@@ -174,13 +174,12 @@ def tiny(tmp_path, **fields):
     few = {
         "model.teacher": "cnn-4",
         "model.student": "cnn-2",
-        "teacher.num_steps": 4,
+        "teacher.num_steps": 0,
         "num_steps": 4,
         "steps_per_dispatch": 2,
         "cache_dir": str(tmp_path / "cache"),
         "compilation_cache": "",
         "optimizer.schedule.args.boundaries": (2, 3),
-        "teacher.optimizer.schedule.args.boundaries": (2, 3),
     }
     return configs.apply_overrides(config, {**few, **fields})
 
