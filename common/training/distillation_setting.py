@@ -34,7 +34,8 @@ def network(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
     """A backbone by name.
 
     cnn-WIDTH; pooled-WIDTH-REPEATS, the same with max-pooling for strides; wrn-DEPTH-WIDTH;
-    resnet-18, -34, -50, -101, -152 of ImageNet; resnet-DEPTH of CIFAR with zeros for new channels, resnetb-DEPTH and resnetb-DEPTH-WIDTH with 1x1 convolutions;
+    resnet-18, -34, -50, -101, -152 of ImageNet; resnet-DEPTH of CIFAR with zeros for new channels,
+    resnetb-DEPTH and resnetb-DEPTH-WIDTH with 1x1 convolutions;
     vgg-DEPTH, plainvgg-DEPTH; mobilenet-WIDTH of ImageNet, mobilenet-WIDTH-BLOCKS of CIFAR;
     pyramidnet-DEPTH-ALPHA, of bottlenecks from depth 164 on, as in the paper.
 
