@@ -102,7 +102,8 @@ def build(config: ConfigDict) -> Setting:
     kind, _, depth = m.student.partition("-")
     plain = ConfigDict(config.copy_and_resolve_references())
     plain.model.student = "cnn-1" if kind == "parallel" else m.student
-    plain.model.teacher = plain.model.student
+    with plain.unlocked():
+        plain.model.teacher = plain.model.student
     setting = distillation_setting.build(plain)
     student = setting.student
     if kind == "parallel":
@@ -128,7 +129,9 @@ def study(config: ConfigDict) -> Study:
     }
 
     def told(gain: np.ndarray) -> str:
-        half = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else np.inf
+        from scipy import stats
+
+        half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
         return f"{gain.mean():+.1f} +- {half:.1f} (worst seed {gain.min():+.1f})"
 
     def claim(results: Results) -> tuple[str, bool]:
