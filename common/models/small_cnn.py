@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_small
+
 
 class SmallCNN(nn.Module):
     """Three stages of conv3x3, BatchNorm, ReLU with width, 2 width and 4 width channels.
@@ -49,6 +51,7 @@ class SmallCNN(nn.Module):
                     use_bias=False,
                     kernel_init=init,
                     dtype=self.dtype,
+                    conv_general_dilated=conv_small,
                     name=f"stage{stage}_conv{i}",
                 )(x)
                 taps[f"stage{stage}_pre"] = nn.BatchNorm(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_patches
+
 EPSILON = 1e-5  # of the normalisation; the context's gradient exists through it alone
 
 
@@ -35,11 +37,7 @@ def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Floa
     that, which is slow on every device; of this a batched matrix product, and so are its gradients
     of any order.
     """
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    patches = jnp.concatenate(shifted, -1)
-    return patches @ kernel.reshape(-1, kernel.shape[-1])
+    return conv_patches(x, kernel, 1, 1)
 
 
 def max_pool2x2(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
