@@ -132,7 +132,7 @@ def study(config: ConfigDict) -> Study:
         from scipy import stats
 
         half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5
-        return f"{gain.mean():+.1f} +- {half:.1f} (worst seed {gain.min():+.1f})"
+        return f"{gain.mean():+.2f} +- {half:.2f} (worst seed {gain.min():+.1f})"
 
     def claim(results: Results) -> tuple[str, bool]:
         def gain(arm: str, metric: str) -> np.ndarray:
