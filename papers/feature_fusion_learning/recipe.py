@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -44,18 +45,19 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
     network = FeatureFusion(parallel, student.num_classes, student.dtype)
     setting = setting._replace(student=network)
     per_epoch = max(len(setting.student_data["image"]) // config.batch_size, 1)
+    with_fusion = m.method in ("ffl", "fusion")
 
     def loss(params: Any, carried: Carried, batch: Any, key: jax.Array) -> Any:
         (fused, taps), carried = distillation.run_student(
             setting, params["student"], carried, batch["image"]
         )
         sub, label = taps["sub_logits"], batch["label"]
-        weight = sigmoid_rampup(carried.step // per_epoch, m.rampup)
-        if m.method in ("ffl", "fusion"):
-            weight = weight if m.method == "ffl" else 0.0
+        weight = jnp.zeros(())
+        if m.method in ("ffl", "dml"):
+            weight = sigmoid_rampup(carried.step // per_epoch, m.rampup)
+        if with_fusion:
             each = mutual_distillation_loss(sub, fused, label, weight, m.temperature)
         else:
-            weight = weight if m.method == "dml" else 0.0
             each = deep_mutual_learning_loss(sub, label, weight, m.temperature)
         value = each.mean()
         if m.network_l2:
@@ -64,7 +66,6 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
         return value, (carried, {"accuracy": (sub.argmax(-1) == label).mean()})
 
     phase = distillation.student_phase(setting, config, loss)
-    with_fusion = m.method in ("ffl", "fusion")
     return [dataclasses.replace(phase, evaluate=accuracies(setting, with_fusion))]
 
 
