@@ -6,6 +6,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_patches
+
+
+def _conv(x: Array, kernel: Array, strides: Any, *_: Any, **__: Any) -> Array:
+    return conv_patches(x, kernel, stride=strides[0])
+
 
 class SmallCNN(nn.Module):
     """Three stages of conv3x3, BatchNorm, ReLU with width, 2 width and 4 width channels.
@@ -49,6 +55,8 @@ class SmallCNN(nn.Module):
                     use_bias=False,
                     kernel_init=init,
                     dtype=self.dtype,
+                    # Many steps run in one scan, where CPUs have no fast kernel gradient.
+                    conv_general_dilated=_conv,
                     name=f"stage{stage}_conv{i}",
                 )(x)
                 taps[f"stage{stage}_pre"] = nn.BatchNorm(

@@ -87,3 +87,36 @@ def conv_general_dilated(
             'odd 2-D kernels, stride 1, "SAME", no dilation, no groups'
         )
     return conv_same(lhs, rhs)
+
+
+def conv_patches(
+    x: Image, kernel: Kernel, *, stride: int = 1
+) -> Float[Array, "batch rows columns c_out"]:
+    """Convolution with k // 2 zeros around the image, as one product of patches and kernel.
+
+    XLA's CPU compiler has no fast kernel for a convolution's kernel gradient inside loops either;
+    products are fast everywhere. For small images: the patches are k^2 times as large.
+
+    Args:
+      x: the images.
+      kernel: odd height and width.
+      stride: of both axes.
+
+    Raises:
+      ValueError: an even kernel, or channels that do not fit.
+    """
+    rows, columns, channels, out = kernel.shape
+    if not rows % 2 or not columns % 2 or x.shape[-1] != channels:
+        raise ValueError(
+            f"conv_patches: x {x.shape} and kernel {kernel.shape} must be [B, H, W, C] and "
+            "[odd, odd, C, M]"
+        )
+    height, width = x.shape[1:3]
+    edge = ((0, 0), (rows // 2,) * 2, (columns // 2,) * 2, (0, 0))
+    padded = jnp.pad(x, edge)
+    parts = [
+        padded[:, i : i + height : stride, j : j + width : stride]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return jnp.concatenate(parts, -1) @ kernel.reshape(-1, out)

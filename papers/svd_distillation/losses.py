@@ -1,5 +1,6 @@
 """The relation between singular vectors of consecutive layers (steps 1 to 6 of the method)."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -82,7 +83,7 @@ def svd_distillation_loss(
     pairs = zip(student_features, teacher_features, strict=True)
     taps = [weighted_vectors(s, t, num_vectors, num_extra) for s, t in pairs]
     total = jnp.zeros((), jnp.float32)
-    for (front_s, front_t), (back_s, back_t) in zip(taps[:-1], taps[1:], strict=True):
+    for (front_s, front_t), (back_s, back_t) in itertools.pairwise(taps):
         k = min(front_t.shape[-1], back_t.shape[-1])
         ours = rbf_relation(front_s[..., :k], back_s[..., :k], beta)
         theirs = rbf_relation(front_t[..., :k], back_t[..., :k], beta)

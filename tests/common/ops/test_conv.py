@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reprise.common.ops.conv import conv_general_dilated, conv_same
+from reprise.common.ops.conv import conv_general_dilated, conv_patches, conv_same
 
 
 def plain(x, kernel):
@@ -55,3 +55,29 @@ def test_what_it_cannot_do_is_refused(options):
     made = nn.Conv(**options, conv_general_dilated=conv_general_dilated)
     with pytest.raises(ValueError, match="only odd 2-D kernels, stride 1"):
         made.init(jax.random.key(0), x)
+
+
+def test_patches_are_the_same_convolution():
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(2, 6, 8, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
+    for stride in (1, 2):
+
+        def plain(x, kernel, stride=stride):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (stride,) * 2,
+                ((1, 1), (1, 1)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        def ours(x, kernel, stride=stride):
+            return conv_patches(x, kernel, stride=stride)
+
+        np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), rtol=1e-4, atol=1e-5)
+        slopes = [jax.grad(lambda a, f=f: (f(*a) ** 2).sum())((x, kernel)) for f in (plain, ours)]
+        for expected, got in zip(*slopes, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="conv_patches"):
+        conv_patches(x, kernel[:2])

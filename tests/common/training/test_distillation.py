@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from reprise.common.data import digits8
 from reprise.common.models.connector import FeatureConnector
 from reprise.common.models.small_cnn import SmallCNN
 from reprise.common.models.wrn import WRN
-from reprise.common.data import digits8
 from reprise.common.training import distillation, distillation_pool, distillation_setting, state
 
 
