@@ -24,13 +24,21 @@ STATISTICS = {
 
 
 def network(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
-    """A backbone by name: `cnn-WIDTH`, or `wrn-DEPTH-WIDTH`."""
+    """A backbone by name: `cnn-WIDTH`, `pooled-WIDTH-REPEATS`, or `wrn-DEPTH-WIDTH`.
+
+    `cnn` has strided convolutions, `pooled` max-pooling between its stages.
+    """
     kind, *sizes = name.split("-")
     if kind == "cnn" and len(sizes) == 1:
         return SmallCNN(int(sizes[0]), num_classes=num_classes, dtype=dtype)
+    if kind == "pooled" and len(sizes) == 2:
+        width, repeats = map(int, sizes)
+        return SmallCNN(width, repeats, pool=True, num_classes=num_classes, dtype=dtype)
     if kind == "wrn" and len(sizes) == 2:
         return WRN(int(sizes[0]), int(sizes[1]), num_classes, dtype=dtype)
-    raise ValueError(f"network {name!r}: allowed are cnn-WIDTH, wrn-DEPTH-WIDTH")
+    raise ValueError(
+        f"network {name!r}: allowed are cnn-WIDTH, pooled-WIDTH-REPEATS, wrn-DEPTH-WIDTH"
+    )
 
 
 def crop_and_flip(key: jax.Array, image: jax.Array, *, pad: int = 4) -> jax.Array:
@@ -49,17 +57,30 @@ def crop_and_flip(key: jax.Array, image: jax.Array, *, pad: int = 4) -> jax.Arra
     return jax.vmap(one)(padded, top, left, flip)
 
 
+def shift(key: jax.Array, image: jax.Array, *, most: int = 1) -> jax.Array:
+    """Moves all images of a batch by the same -most .. most pixels in either direction.
+
+    What comes in is the background of `digits8.pool_split`.
+    """
+    top, left = jax.random.randint(key, (2,), 0, 2 * most + 1)
+    edge = ((0, 0), (most, most), (most, most), (0, 0))
+    padded = jnp.pad(image, edge, constant_values=digits8.BACKGROUND)
+    return jax.lax.dynamic_slice(padded, (0, top, left, 0), image.shape)
+
+
 def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     """The setting of a config: `model.teacher`, `model.student`, `data.name`, `data.count`.
 
-    `digits` are the embedded 8x8 digits of `digits8`; other names are data sets of the catalog
-    with `image` and `label`, normalised, cropped and mirrored.
+    `digits` are the embedded 8x8 digits of `digits8`, `digits_pool` the same with a pool of images
+    without labels beside the student's examples; other names are data sets of the catalog with
+    `image` and `label`, normalised, cropped and mirrored.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
-    if name == "digits":
-        parts = digits8.split(config.seed, config.data.count)
+    if name in ("digits", "digits_pool"):
+        split = digits8.split if name == "digits" else digits8.pool_split
+        parts = split(config.seed, config.data.count)
         teacher, student, evaluation = parts.teacher, parts.student, {"": parts.test}
-        classes, augment = 10, None
+        classes, augment = 10, None if name == "digits" else shift
     else:
         classes, augment = data.describe(name).num_classes, crop_and_flip
         splits = data.describe(name).splits
