@@ -29,13 +29,13 @@ class Entry(NamedTuple):
       field: what is tuned: of `config.model` of the paper, or the weight of a baseline's loss.
       tries: its values, the paper's (or the usual) one first; validation accuracy chooses.
       initialises: it trains the student in a first phase.
-      fixed: other fields of the paper's that differ from its own config.
+      also: further changes of the comparison's config.
     """
 
     field: str = ""
     tries: tuple[float, ...] = (0.0,)
     initialises: bool = False
-    fixed: Mapping[str, Any] = MappingProxyType({})
+    also: Mapping[str, Any] = MappingProxyType({})
 
 
 BASELINES = {
@@ -48,6 +48,15 @@ BASELINES = {
 PAPERS = {
     "activation_boundary": Entry("scale", (3e-3, 1e-3), initialises=True),
     "boundary_supporting_samples": Entry("step_size", (0.3, 0.1)),
+    "overhaul_distillation": Entry("alpha", (1e-3, 3e-3)),
+    # From one teacher FEED is factor transfer; beta as the square root of a factor's size.
+    "feed": Entry("beta", (250.0, 75.0)),
+    # Two students and no teacher; the accuracy is theirs on average.
+    "feature_fusion_learning": Entry("rampup", (1.35, 4.0)),
+    "svd_distillation": Entry("num_vectors", (1, 2)),
+    # Its first phase passes the student through, which weight decay would move.
+    "multi_head_graph_distillation": Entry("num_heads", (8, 4), also={"init.optimizer.l2": 0.0}),
+    "embedding_procedure_transfer": Entry("num_iterations", (2, 1)),
 }
 ENTRIES = BASELINES | PAPERS
 
@@ -57,7 +66,6 @@ def of_paper(config: ConfigDict) -> ConfigDict:
     name = config.model.method
     entry = PAPERS[name]
     own = run.load_config(name).model.copy_and_resolve_references()
-    own.update(entry.fixed)
     own[entry.field] = type(own[entry.field])(config.model.value)
     merged = config.copy_and_resolve_references()
     merged.model = own
@@ -103,7 +111,7 @@ def phases(config: ConfigDict) -> list[Phase]:
 
 def arm(config: ConfigDict, name: str, value: float) -> Arm:
     """A method at a value, its updates cut by those of its first phase."""
-    overrides: dict[str, Any] = {"model.method": name, "model.value": value}
+    overrides = {"model.method": name, "model.value": float(value), **ENTRIES[name].also}
     if ENTRIES[name].initialises:
         left = config.num_steps - config.init.num_steps
         drops = config.optimizer.schedule.args.boundaries
