@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 PRECISIONS = ("float32", "bfloat16")
-OVER_SEEDS = ("vmap", "map")
+OVER_SEEDS = ("vmap", "map", "unroll")
 
 # Fields that change where and how a run is watched, not what it computes: they may differ between
 # the run that wrote a workdir and the one that continues it.
@@ -85,7 +85,9 @@ def defaults(paper: str, variant: str, variants: Sequence[str]) -> ConfigDict:
 
     config.study = ConfigDict()
     config.study.seeds = (0, 1, 2)
-    config.study.over_seeds = "vmap"  # all seeds in one program, or "map": one after another in it
+    config.study.over_seeds = (
+        "vmap"  # all seeds in one program; or one after another in it: "map", "unroll"
+    )
     return config
 
 

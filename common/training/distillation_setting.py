@@ -92,7 +92,8 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     """The setting of a config: `model.teacher`, `model.student`, `data.name`, `data.count`.
 
     `digits` are the embedded 8x8 digits of `digits8`; other names are data sets of the catalog
-    with `image` and `label`, normalised, cropped and mirrored.
+    with `image` and `label`, normalised, cropped and mirrored, and halved in size where
+    `data.half` says so.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
     if name == "digits":
@@ -101,12 +102,12 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
         classes, augment = 10, None
     else:
         classes, augment = data.describe(name).num_classes, crop_and_flip
-        splits = data.describe(name).splits
-        teacher = _normalised(name, "train", config.data_dir)
+        splits = {"": "test", "val_": "validation", "official_": "official_test"}
+        known = {k: v for k, v in splits.items() if v in data.describe(name).splits}
+        smaller = _halved if config.data.get("half", False) else dict
+        teacher = smaller(_normalised(name, "train", config.data_dir))
         student = {k: v[: config.data.count] for k, v in teacher.items()}
-        evaluation = {"": _normalised(name, "test", config.data_dir)}
-        if "validation" in splits:
-            evaluation["val_"] = _normalised(name, "validation", config.data_dir)
+        evaluation = {k: smaller(_normalised(name, v, config.data_dir)) for k, v in known.items()}
     return Setting(
         network(config.model.teacher, classes, dtype),
         network(config.model.student, classes, dtype),
@@ -125,10 +126,18 @@ def _normalised(name: str, split: str, data_dir: str) -> dict[str, np.ndarray]:
     return {"image": image, "label": rows["label"].astype(np.int32)}
 
 
+def _halved(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count, height, width, channels = rows["image"].shape
+    cells = rows["image"].reshape(count, height // 2, 2, width // 2, 2, channels)
+    return {**rows, "image": cells.mean((2, 4))}
+
+
 def teacher_phase(setting: Setting, config: ConfigDict) -> Phase:
     """The teacher's phase, kept for every paper and student that asks for the same one."""
     section = config.teacher
     made_from = {"model": config.model.teacher, "data": config.data.name}
+    if config.data.get("half", False):
+        made_from["half"] = True
     return distillation.teacher_phase(
         setting, section, {**made_from, "precision": config.precision}
     )
