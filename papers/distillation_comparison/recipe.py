@@ -29,12 +29,16 @@ class Entry(NamedTuple):
       field: what is tuned: of `config.model` of the paper, or the weight of a baseline's loss.
       tries: its values, the paper's (or the usual) one first; validation accuracy chooses.
       initialises: it trains the student in a first phase.
+      variant: of the paper's config, whose other fields hold; "": its first.
+      fixed: fields of the paper's model section that this batch size changes.
       also: further changes of the comparison's config.
     """
 
     field: str = ""
     tries: tuple[float, ...] = (0.0,)
     initialises: bool = False
+    variant: str = ""
+    fixed: Mapping[str, Any] = MappingProxyType({})
     also: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -47,7 +51,9 @@ BASELINES = {
 }
 PAPERS = {
     "activation_boundary": Entry("scale", (3e-3, 1e-3), initialises=True),
-    "boundary_supporting_samples": Entry("step_size", (0.3, 0.1)),
+    "boundary_supporting_samples": Entry(
+        "step_size", (0.3, 0.1), variant="cifar10", fixed={"num_samples": 16}
+    ),
     "overhaul_distillation": Entry("alpha", (1e-3, 3e-3)),
     # From one teacher FEED is factor transfer; beta as the square root of a factor's size.
     "feed": Entry("beta", (250.0, 75.0)),
@@ -65,7 +71,9 @@ def of_paper(config: ConfigDict) -> ConfigDict:
     """The comparison's config with the paper's own model section, the tuned value in it."""
     name = config.model.method
     entry = PAPERS[name]
-    own = run.load_config(name).model.copy_and_resolve_references()
+    text = f"{name}:{entry.variant}" if entry.variant else name
+    own = run.load_config(text).model.copy_and_resolve_references()
+    own.update(entry.fixed)
     own[entry.field] = type(own[entry.field])(config.model.value)
     merged = config.copy_and_resolve_references()
     merged.model = own
