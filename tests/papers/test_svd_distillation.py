@@ -171,7 +171,7 @@ def stepped(phases):
 
 def test_every_arm_of_the_study_builds(tmp_path):
     study = kd_svd.study(run.load_config("svd_distillation"))
-    assert list(study.arms) == ["kd_svd", "ce", "ce_pool", "fsp", "fsp_clipped", "kd_svd_apart"]
+    assert {"kd_svd", "ce", "ce_pool", "fsp", "fsp_clipped"} < set(study.arms)
     for arm in study.arms.values():
         stepped(kd_svd.phases(tiny(tmp_path, **arm.overrides)))
     with pytest.raises(ValueError, match=r"config.model.method = 'svd'"):
