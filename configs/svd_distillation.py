@@ -20,11 +20,12 @@ VARIANTS = ("digits", "cifar100")
 def get_config(variant: str = "digits") -> ConfigDict:
     config = base.defaults("svd_distillation", variant, VARIANTS)
     config.model = ConfigDict()
-    config.model.method = "kd_svd"  # or "fsp" (two stages), "fsp_clipped" (one), "ce"
+    config.model.method = "kd_svd"  # or "fsp" (two stages), "fsp_clipped" (one), "ce",
+    # "ce_pool": no transfer, but the pool's images pass through the student's BatchNorm
     config.model.num_vectors = 1  # K, the teacher's singular vectors a tap
     config.model.num_extra = 3  # further candidates of the student for the alignment
     config.model.beta = 8.0  # width of the RBF
-    config.model.pool = True  # transfer on the images without labels, where there are any
+    config.model.pool_statistics = True  # the pool moves BatchNorm's running statistics, too
     config.model.fsp_weight = (
         10.0  # on FSP's loss in its first stage: of 1, 10, 100 it fell most with 10
     )
@@ -35,6 +36,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
 
 def _digits(config: ConfigDict) -> None:
     _digits_pool.fill(config)
+    config.study.seeds = tuple(range(10))  # seeds differ by more than methods
     config.init.batch_size, config.init.num_steps = 50, 120
     config.init.optimizer = _digits_pool.sgd(0.05, 120, ())
 

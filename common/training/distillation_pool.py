@@ -56,6 +56,7 @@ def clipped_transfer(
     config: ConfigDict,
     transfer: Transfer,
     *,
+    pool_statistics: bool = True,
     name: str = "student",
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     figures: Any = None,
@@ -64,29 +65,33 @@ def clipped_transfer(
 
     gradient = g_ce + sum over terms of g_term min(1, sigmoid(epoch) ||g_ce|| / ||g_term||), each
     parameter tensor by itself, weight decay added afterwards; epoch = floor(steps of this phase /
-    steps an epoch of the labelled examples). The pool's images pass through the student apart: they
-    normalise each other there, but leave no trace in its running statistics, so that the transfer
-    losses alone tell the student of the pool.
+    steps an epoch of the labelled examples). The pool's images pass through the student after the
+    labelled ones and normalise each other there.
 
     Args:
       setting: see `Setting`.
       config: a section with `batch_size`, `num_steps` and `optimizer`.
       transfer: (student's taps, teacher's taps, carried) -> {term: scalar}; each term is clipped by
         itself. "ce" is taken. The teacher's taps are those of inference mode.
+      pool_statistics: let the pool's pass, too, move the student's running BatchNorm statistics,
+        which by itself may help; without, only the transfer losses tell the student of the pool.
       name, evaluate, figures: see `distillation.student_phase`.
     """
     per_epoch = max(len(setting.student_data["image"]) // config.batch_size, 1)
 
     def loss(params: Any, carried: Carried, batch: Any, key: jax.Array) -> Any:
         student = params["student"]
-        (logits, taps), after = distillation.run_student(setting, student, carried, batch["image"])
+        (logits, taps), carried = distillation.run_student(
+            setting, student, carried, batch["image"]
+        )
         image = transfer_images(batch)
         if "pool" in batch:
-            (_, taps), _ = distillation.run_student(setting, student, carried, image)
+            (_, taps), after = distillation.run_student(setting, student, carried, image)
+            carried = after if pool_statistics else carried
         _, targets = distillation.run_teacher(setting, carried, image)
         each, metrics = distillation.classification(logits, batch["label"])
         terms = transfer(taps, targets, carried)
-        return {"ce": each.mean(), **terms}, (after, {**metrics, **terms})
+        return {"ce": each.mean(), **terms}, (carried, {**metrics, **terms})
 
     def combine(grads: dict[str, Any], step: jax.Array) -> Any:
         factor = jax.nn.sigmoid((step // per_epoch).astype(jnp.float32))

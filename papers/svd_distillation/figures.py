@@ -9,7 +9,9 @@ from reprise.common.studies.study import Results
 
 LABELS = {
     "kd_svd": "KD-SVD",
-    "kd_svd_labelled": "KD-SVD, labelled images only",
+    "kd_svd_4": "KD-SVD, K = 4",
+    "kd_svd_apart": "KD-SVD, pool not in BatchNorm's statistics",
+    "ce_pool": "pool in BatchNorm's statistics alone",
     "fsp_clipped": "FSP, one stage, clipped",
     "fsp": "FSP, two stages",
 }
@@ -19,7 +21,7 @@ def gains(config: ConfigDict, results: Results, directory: Path) -> Path:
     """Points of accuracy above the student alone, a dot a seed."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
     axes = figure.subplots()
     arms = [arm for arm in LABELS if arm in results]
     for row, arm in enumerate(arms):
