@@ -117,12 +117,14 @@ def phases(config: ConfigDict) -> list[Phase]:
 
 
 def study(config: ConfigDict) -> Study:
-    """MHGD against the student alone and KD-SVD: the distance of graphs, and the accuracy."""
-    arms = {
-        "mhgd": Arm(),
-        "ce": Arm({"model.method": "ce"}),
-        "kd_svd": Arm({"model.method": "kd_svd"}),
-    }
+    """MHGD against the student alone, on CIFAR-100 also KD-SVD: graphs' distance and accuracy."""
+    arms = {"mhgd": Arm(), "ce": Arm({"model.method": "ce"})}
+    if config.variant == "cifar100":
+        arms = {
+            "mhgd": Arm(reported={"accuracy": 0.7398}),
+            "ce": Arm({"model.method": "ce"}, {"accuracy": 0.7176}),
+            "kd_svd": Arm({"model.method": "kd_svd"}, {"accuracy": 0.7368}),
+        }
 
     def claim(results: Results) -> tuple[str, bool]:
         ours, alone = results["mhgd"], results["ce"]
