@@ -21,7 +21,8 @@ VARIANTS = ("digits", "cifar100")
 def get_config(variant: str = "digits") -> ConfigDict:
     config = base.defaults("multi_head_graph_distillation", variant, VARIANTS)
     config.model = ConfigDict()
-    config.model.method = "mhgd"  # or "kd_svd", "ce"; all train the attention networks first
+    config.model.method = "mhgd"  # or "kd_svd", "ce", "ce_pool" (no transfer, but the pool's images
+    # pass through the student's BatchNorm); all train the attention networks first
     config.model.num_heads = 8  # A
     config.model.attention_l2 = 5e-4  # times the sum of squares of the attention networks
     config.init = ConfigDict()  # the attention networks' phase
