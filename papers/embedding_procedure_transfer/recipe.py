@@ -110,7 +110,7 @@ def transfer(setting: Setting, config: ConfigDict) -> Phase:
             )
             for pair, (front, back) in PAIRS.items()
         ]
-        interim, alteration = map(sum, zip(*each, strict=True))
+        interim, alteration = (sum(term, jnp.zeros(())) for term in zip(*each, strict=True))
         return {k: v for k, v in (("interim", interim), ("alteration", alteration)) if k in m.terms}
 
     phase = distillation_pool.clipped_transfer(setting, config, terms)
