@@ -27,8 +27,9 @@ def procedure(config: ConfigDict, states: Mapping[str, list[Any]], directory: Pa
     rows = np.concatenate([np.flatnonzero(test["label"] == digit)[:6] for digit in range(10)])
     image, label = test["image"][rows], test["label"][rows]
     carried = states["iep"][0].model_state
+    start = jax.jit(setting.student.init, static_argnames="train")
     students = {
-        "student, untrained": setting.student.init(jax.random.key(0), image, train=False),
+        "student, untrained": start(jax.random.key(0), image, train=False),
         "student, alone": _variables(states["ce"][0]),
         "student, with IEP": _variables(states["iep"][0]),
     }
@@ -66,6 +67,7 @@ def procedure(config: ConfigDict, states: Mapping[str, list[Any]], directory: Pa
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     figure.colorbar(picture, ax=grid, shrink=0.4, aspect=25, label="affinity, stage 2 to 3")
+    figure.supxlabel("60 test images; colour: digit; affinities: sorted by digit", fontsize=10)
     path = directory / f"{config.variant}-procedure.png"
     figure.savefig(path, dpi=100)
     return path
