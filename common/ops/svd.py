@@ -61,8 +61,20 @@ def _svd(matrix: Array, k: int, gradient_rank: int | None, eps: float) -> tuple[
     return _svd_forward(matrix, k, gradient_rank, eps)[0]
 
 
+def _decompose(matrix: Array) -> tuple[Array, Array, Array]:
+    return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+
+
+# One matrix a call, also under vmap. jaxlib's CPU kernel hands a batch's parts to the threads that
+# programs run on and blocks one of them until they are done: as many batches at once as there are
+# threads, and the program waits for ever.
+_decompose_alone = jax.custom_batching.sequential_vmap(_decompose)
+
+
 def _svd_forward(matrix: Array, k: int, gradient_rank: int | None, eps: float) -> Any:
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    out = jax.lax.platform_dependent(flat, cpu=jax.vmap(_decompose_alone), default=_decompose)
+    u, s, vt = (x.reshape(*matrix.shape[:-2], *x.shape[1:]) for x in out)
     v = jnp.swapaxes(vt, -1, -2)
     return (s[..., :k], v[..., :k]), (u, s, v)
 

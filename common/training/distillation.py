@@ -189,7 +189,7 @@ def teacher_phase(setting: Setting, config: ConfigDict, reuse: Mapping[str, Any]
         image = jnp.zeros((1, *setting.teacher_data["image"].shape[1:]), jnp.float32)
         variables = model.init(key, image, train=False)
         order = jax.random.key_data(jax.random.fold_in(key, 1))
-        return state.create(variables["params"], tx, variables["batch_stats"]), order
+        return state.create(variables["params"], tx, variables.get("batch_stats", {})), order
 
     def move(pair: Any, data: Any, key: jax.Array) -> Any:
         current, order = pair

@@ -6,6 +6,7 @@ sigmoid(epoch) times the norm of the first. The transfer losses need no labels: 
 has `student_data["pool"]`, they see images of the pool, else the labelled batch.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,3 +107,14 @@ def clipped_transfer(
         evaluate=evaluate,
         figures=figures,
     )
+
+
+def carrying(phase: Phase, extra: Callable[[Any], Any]) -> Phase:
+    """The phase with `extra(previous state)` as `Carried.extra`: what an earlier phase has made."""
+
+    def init(key: jax.Array, previous: Any) -> Any:
+        current = phase.init(key, previous)
+        carried = current.model_state._replace(extra=extra(previous))
+        return current._replace(model_state=carried)
+
+    return dataclasses.replace(phase, init=init)

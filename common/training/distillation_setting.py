@@ -1,5 +1,6 @@
 """Settings of the distillation papers from their configs: networks by name, data, the teacher."""
 
+import re
 from typing import Any
 
 import jax
@@ -9,12 +10,18 @@ from ml_collections import ConfigDict
 
 from reprise.common import data
 from reprise.common.data import digits8
+from reprise.common.models.cifar_resnet import CifarResNet
+from reprise.common.models.mobilenet import MobileNet
+from reprise.common.models.pyramidnet import PyramidNet
+from reprise.common.models.resnet import ResNet
 from reprise.common.models.small_cnn import SmallCNN
+from reprise.common.models.vgg import VGG
 from reprise.common.models.wrn import WRN
 from reprise.common.training import distillation
 from reprise.common.training.distillation import Setting
 from reprise.common.training.phase import Phase
 
+_NAME = re.compile(r"[a-z]+(-\d+(\.\d+)?)+").fullmatch
 # Of the training images in [0, 1], by data set.
 STATISTICS = {
     "cifar10": ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
@@ -24,20 +31,47 @@ STATISTICS = {
 
 
 def network(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
-    """A backbone by name: `cnn-WIDTH`, `pooled-WIDTH-REPEATS`, or `wrn-DEPTH-WIDTH`.
+    """A backbone by name.
 
-    `cnn` has strided convolutions, `pooled` max-pooling between its stages.
+    cnn-WIDTH; pooled-WIDTH-REPEATS, the same with max-pooling for strides; wrn-DEPTH-WIDTH;
+    resnet-18, -34, -50, -101, -152 of ImageNet; resnet-DEPTH of CIFAR with zeros for new channels,
+    resnetb-DEPTH and resnetb-DEPTH-WIDTH with 1x1 convolutions;
+    vgg-DEPTH, plainvgg-DEPTH; mobilenet-WIDTH of ImageNet, mobilenet-WIDTH-BLOCKS of CIFAR;
+    pyramidnet-DEPTH-ALPHA, of bottlenecks from depth 164 on, as in the paper.
+
+    Raises:
+      ValueError: any other name. Depths that do not exist are refused where the model is used.
     """
     kind, *sizes = name.split("-")
-    if kind == "cnn" and len(sizes) == 1:
-        return SmallCNN(int(sizes[0]), num_classes=num_classes, dtype=dtype)
-    if kind == "pooled" and len(sizes) == 2:
-        width, repeats = map(int, sizes)
-        return SmallCNN(width, repeats, pool=True, num_classes=num_classes, dtype=dtype)
-    if kind == "wrn" and len(sizes) == 2:
-        return WRN(int(sizes[0]), int(sizes[1]), num_classes, dtype=dtype)
+    numbers = [float(s) if "." in s else int(s) for s in sizes] if _NAME(name) else []
+    parts: list[Any] = [kind, *numbers]
+    match parts:
+        case ["cnn", int(width)]:
+            return SmallCNN(width, num_classes=num_classes, dtype=dtype)
+        case ["pooled", int(width), int(repeats)]:
+            return SmallCNN(width, repeats, pool=True, num_classes=num_classes, dtype=dtype)
+        case ["wrn", int(depth), int(width)]:
+            return WRN(depth, width, num_classes, dtype=dtype)
+        case ["resnet", (18 | 34 | 50 | 101 | 152) as depth]:
+            return ResNet(depth, num_classes, dtype=dtype)
+        case ["resnet", int(depth)]:
+            return CifarResNet(depth, num_classes=num_classes, dtype=dtype)
+        case ["resnetb", int(depth)]:
+            return CifarResNet(depth, 1, "B", num_classes, dtype)
+        case ["resnetb", int(depth), int(width)]:
+            return CifarResNet(depth, width, "B", num_classes, dtype)
+        case [("vgg" | "plainvgg"), int(depth)]:
+            return VGG(depth, kind == "plainvgg", num_classes=num_classes, dtype=dtype)
+        case ["mobilenet", width]:
+            return MobileNet(width, num_classes=num_classes, dtype=dtype)
+        case ["mobilenet", width, int(blocks)]:
+            return MobileNet(width, blocks, num_classes, dtype)
+        case ["pyramidnet", int(depth), int(alpha)]:
+            return PyramidNet(depth, alpha, depth >= 164, num_classes, dtype)
     raise ValueError(
-        f"network {name!r}: allowed are cnn-WIDTH, pooled-WIDTH-REPEATS, wrn-DEPTH-WIDTH"
+        f"network {name!r}: allowed are cnn-WIDTH, pooled-WIDTH-REPEATS, wrn-DEPTH-WIDTH, "
+        "resnet-DEPTH, resnetb-DEPTH, resnetb-DEPTH-WIDTH, vgg-DEPTH, plainvgg-DEPTH, "
+        "mobilenet-WIDTH, mobilenet-WIDTH-BLOCKS, pyramidnet-DEPTH-ALPHA"
     )
 
 
@@ -73,7 +107,8 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
 
     `digits` are the embedded 8x8 digits of `digits8`, `digits_pool` the same with a pool of images
     without labels beside the student's examples; other names are data sets of the catalog with
-    `image` and `label`, normalised, cropped and mirrored.
+    `image` and `label`, normalised, cropped and mirrored, and halved in size where `data.half` says
+    so.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
     if name in ("digits", "digits_pool"):
@@ -83,12 +118,12 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
         classes, augment = 10, None if name == "digits" else shift
     else:
         classes, augment = data.describe(name).num_classes, crop_and_flip
-        splits = data.describe(name).splits
-        teacher = _normalised(name, "train", config.data_dir)
+        splits = {"": "test", "val_": "validation", "official_": "official_test"}
+        known = {k: v for k, v in splits.items() if v in data.describe(name).splits}
+        smaller = _halved if config.data.get("half", False) else dict
+        teacher = smaller(_normalised(name, "train", config.data_dir))
         student = {k: v[: config.data.count] for k, v in teacher.items()}
-        evaluation = {"": _normalised(name, "test", config.data_dir)}
-        if "validation" in splits:
-            evaluation["val_"] = _normalised(name, "validation", config.data_dir)
+        evaluation = {k: smaller(_normalised(name, v, config.data_dir)) for k, v in known.items()}
     return Setting(
         network(config.model.teacher, classes, dtype),
         network(config.model.student, classes, dtype),
@@ -107,10 +142,18 @@ def _normalised(name: str, split: str, data_dir: str) -> dict[str, np.ndarray]:
     return {"image": image, "label": rows["label"].astype(np.int32)}
 
 
+def _halved(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count, height, width, channels = rows["image"].shape
+    cells = rows["image"].reshape(count, height // 2, 2, width // 2, 2, channels)
+    return {**rows, "image": cells.mean((2, 4))}
+
+
 def teacher_phase(setting: Setting, config: ConfigDict) -> Phase:
     """The teacher's phase, kept for every paper and student that asks for the same one."""
     section = config.teacher
     made_from = {"model": config.model.teacher, "data": config.data.name}
+    if config.data.get("half", False):
+        made_from["half"] = True
     return distillation.teacher_phase(
         setting, section, {**made_from, "precision": config.precision}
     )
