@@ -161,8 +161,8 @@ def study(config: ConfigDict) -> Study:
         "interim": Arm({"model.terms": ("interim",)}),
         "alteration": Arm({"model.terms": ("alteration",)}),
         "batch_pca": Arm({"model.incremental": False}),
-        "kd_svd": Arm({"model.method": "kd_svd"}),
         "ce": Arm({"model.method": "ce"}),
+        "kd_svd": Arm({"model.method": "kd_svd"}),
     }
 
     def claim(results: Results) -> tuple[str, bool]:
