@@ -24,11 +24,12 @@ def procedure(config: ConfigDict, states: Mapping[str, list[Any]], directory: Pa
     first = configs.apply_overrides(config, {"seed": config.study.seeds[0]})
     setting = distillation_setting.build(first)
     test = setting.evaluation[""]
-    rows = np.concatenate([np.flatnonzero(test["label"] == digit)[:6] for digit in range(10)])
+    rows = np.concatenate([np.flatnonzero(test["label"] == digit)[:5] for digit in range(10)])
     image, label = test["image"][rows], test["label"][rows]
     carried = states["iep"][0].model_state
+    start = jax.jit(setting.student.init, static_argnames="train")
     students = {
-        "student, untrained": setting.student.init(jax.random.key(0), image, train=False),
+        "student, untrained": start(jax.random.key(0), image, train=False),
         "student, alone": _variables(states["ce"][0]),
         "student, with IEP": _variables(states["iep"][0]),
     }
@@ -56,7 +57,7 @@ def procedure(config: ConfigDict, states: Mapping[str, list[Any]], directory: Pa
             most = 1.15 * np.abs(reference[:, :2]).max()
             axes.set(xlim=(-most, most), ylim=(-most, most))
         for axes, affinity in zip(line[len(points) :], affinities, strict=True):
-            picture = axes.imshow(affinity, cmap="magma", vmin=low, vmax=high)
+            picture = axes.imshow(affinity, "magma", vmin=low, vmax=high, interpolation="nearest")
         for axes in line:
             axes.set(xticks=[], yticks=[], box_aspect=1)
     titles = [f"points, stage {i + 1}" for i in range(len(teacher_points))]
@@ -66,6 +67,7 @@ def procedure(config: ConfigDict, states: Mapping[str, list[Any]], directory: Pa
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     figure.colorbar(picture, ax=grid, shrink=0.4, aspect=25, label="affinity, stage 2 to 3")
+    figure.supxlabel("50 test images; colour: digit; affinities: sorted by digit", fontsize=10)
     path = directory / f"{config.variant}-procedure.png"
     figure.savefig(path, dpi=100)
     return path

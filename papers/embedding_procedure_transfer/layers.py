@@ -1,6 +1,7 @@
 """The network that turns points of two consecutive taps into affinities, by passing messages."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +41,7 @@ def message_passing(
     *,
     num_iterations: int = 2,
     train: bool = False,
-) -> (
-    tuple[Float[Array, "batch batch"], Float[Array, "batch batch d"]]
-    | tuple[Float[Array, "batch batch"], Float[Array, "batch batch d"], Params]
-):
+) -> tuple[Any, ...]:
     """Estimates the affinities at the back tap from the front one's, in few equal steps.
 
     With e = l2norm(BN(front W_E)), E = D e_i e_j, H_ij = back_i - back_j and h = [H, mean_d E]:

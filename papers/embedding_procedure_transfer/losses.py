@@ -98,14 +98,12 @@ def embedding_procedure_losses(
 
     Source: Lee, Song, AAAI 2021.
     """
-    for name, ours, theirs in (
-        ("back", student_back, teacher_back),
-        ("front", student_front, teacher_front),
-    ):
-        if jnp.shape(ours) != jnp.shape(theirs):
+    pairs = {"back": (student_back, teacher_back), "front": (student_front, teacher_front)}
+    for name, (one, other) in pairs.items():
+        if jnp.shape(one) != jnp.shape(other):
             raise ValueError(
-                f"embedding_procedure_losses: student_{name} {jnp.shape(ours)} and teacher_{name} "
-                f"{jnp.shape(theirs)} must be the same"
+                f"embedding_procedure_losses: student_{name} {jnp.shape(one)} and teacher_{name} "
+                f"{jnp.shape(other)} must be the same"
             )
     params = jax.lax.stop_gradient(params)
     theirs = message_passing(params, teacher_back, teacher_front, num_iterations=num_iterations)

@@ -110,7 +110,7 @@ def transfer(setting: Setting, config: ConfigDict) -> Phase:
             )
             for pair, (front, back) in PAIRS.items()
         ]
-        interim, alteration = map(sum, zip(*each, strict=True))
+        interim, alteration = (sum(term, jnp.zeros(())) for term in zip(*each, strict=True))
         return {k: v for k, v in (("interim", interim), ("alteration", alteration)) if k in m.terms}
 
     phase = distillation_pool.clipped_transfer(setting, config, terms)
@@ -161,8 +161,8 @@ def study(config: ConfigDict) -> Study:
         "interim": Arm({"model.terms": ("interim",)}),
         "alteration": Arm({"model.terms": ("alteration",)}),
         "batch_pca": Arm({"model.incremental": False}),
-        "kd_svd": Arm({"model.method": "kd_svd"}),
         "ce": Arm({"model.method": "ce"}),
+        "kd_svd": Arm({"model.method": "kd_svd"}),
     }
 
     def claim(results: Results) -> tuple[str, bool]:
