@@ -164,6 +164,13 @@ def student(setting: Setting, config: ConfigDict, *, name: str = "student") -> P
     return dataclasses.replace(phase, init=init)
 
 
+def first_teachers(variables: Variables, use: int, have: int) -> Variables:
+    """The first `use` of `have` teachers; the leading axis goes where one of several is left."""
+    if use == have:
+        return variables
+    return jax.tree.map(lambda x: x[0] if use == 1 else x[:use], variables)
+
+
 def parallel(setting: Setting, config: ConfigDict) -> list[Phase]:
     """pFEED from the first `model.use_teachers` teachers; from one it is factor transfer."""
     have, use = setting.num_teachers, config.model.use_teachers or setting.num_teachers
@@ -172,9 +179,7 @@ def parallel(setting: Setting, config: ConfigDict) -> list[Phase]:
 
     def receive(previous: Any) -> Variables:
         variables = {"params": previous[0].params, "batch_stats": previous[0].model_state}
-        if use == have:
-            return variables
-        return jax.tree.map(lambda x: x[0] if use == 1 else x[:use], variables)
+        return first_teachers(variables, use, have)
 
     setting = setting._replace(num_teachers=use)
     return [paraphrasers(setting, config, receive), student(setting, config)]
