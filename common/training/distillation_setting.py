@@ -111,11 +111,12 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     so.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
+    augment: distillation.Augment | None
     if name in ("digits", "digits_pool"):
         split = digits8.split if name == "digits" else digits8.pool_split
         parts = split(config.seed, config.data.count)
         teacher, student, evaluation = parts.teacher, parts.student, {"": parts.test}
-        classes, augment = 10, None if name == "digits" else shift
+        classes, augment = 10, (None if name == "digits" else shift)
     else:
         classes, augment = data.describe(name).num_classes, crop_and_flip
         splits = {"": "test", "val_": "validation", "official_": "official_test"}

@@ -102,8 +102,10 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
         case "at":
             weights = (value,) * len(TAPS)
             attention = losses.attention_transfer_loss
-            options = {"weights": weights, "connected": False}
-            return [baselines.imitate(setting, config, pairs, attention, **options)]
+            phase = baselines.imitate(
+                setting, config, pairs, attention, weights=weights, connected=False
+            )
+            return [phase]
         case "fsp":
             first = baselines.flow_initialisation(setting, config.init, TAPS, weight=value)
             return [first, *baselines.cross_entropy(setting, config)]
