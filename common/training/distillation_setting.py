@@ -110,6 +110,7 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     `image` and `label`, normalised, cropped and mirrored.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
+    augment: distillation.Augment | None
     if name in ("digits", "digits_pool"):
         split = digits8.split if name == "digits" else digits8.pool_split
         parts = split(config.seed, config.data.count)
