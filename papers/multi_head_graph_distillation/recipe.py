@@ -44,7 +44,8 @@ def attention(setting: Setting, config: ConfigDict) -> Phase:
         image = distillation_pool.transfer_images(batch)
         _, targets = distillation.run_teacher(setting, carried, image)
         vectors = judging.teacher_vectors([targets[name] for name in TAPS])
-        total, statistics, metrics = 0.0, [], {}
+        squares = sum((x**2).sum() for x in jax.tree.leaves(params["extra"]))
+        total, statistics, metrics = m.attention_l2 * squares, [], {}
         for i, trained in enumerate(params["extra"]):
             pair = {**trained, **carried.extra[i]}
             logits, new = layers.attention_logits(
@@ -57,8 +58,6 @@ def attention(setting: Setting, config: ConfigDict) -> Phase:
             ).mean()
             total = total + metrics[f"estimator_{i + 1}"]
             statistics.append({**carried.extra[i], **new})
-        squares = sum((x**2).sum() for x in jax.tree.leaves(params["extra"]))
-        total = total + m.attention_l2 * squares
         return total, (carried._replace(extra=statistics), metrics)
 
     phase = distillation.student_phase(
@@ -90,7 +89,8 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
     judge = judging.graphs(setting, TAPS, m.num_heads, config.batch_size)
 
     def mhgd(taps: Mapping[str, Any], targets: Mapping[str, Any], carried: Carried) -> Any:
-        ours, theirs = losses.principal_vectors(*([of[n] for n in TAPS] for of in (taps, targets)))
+        student, teacher = ([of[name] for name in TAPS] for of in (taps, targets))
+        ours, theirs = losses.principal_vectors(student, teacher)
         loss = losses.multi_head_graph_distillation_loss
         return {"transfer": loss(carried.extra, ours, theirs, num_heads=m.num_heads)}
 
