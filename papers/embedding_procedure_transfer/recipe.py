@@ -113,7 +113,7 @@ def transfer(setting: Setting, config: ConfigDict) -> Phase:
         interim, alteration = (sum(term, jnp.zeros(())) for term in zip(*each, strict=True))
         return {k: v for k, v in (("interim", interim), ("alteration", alteration)) if k in m.terms}
 
-    phase = distillation_pool.clipped_transfer(setting, config, terms)
+    phase = distillation_pool.clipped_transfer(setting, config, terms, pool_statistics=False)
 
     def init(key: jax.Array, previous: Any) -> Any:
         """The student of every other method for this seed, with what phase 1 made."""
@@ -139,7 +139,7 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
     if m.method == "ce":
         return baselines.cross_entropy(setting, config)
     if m.method == "kd_svd":
-        return [distillation_pool.clipped_transfer(setting, config, kd_svd)]
+        return [distillation_pool.clipped_transfer(setting, config, kd_svd, pool_statistics=False)]
     if m.method != "iep":
         raise ValueError(f"config.model.method = {m.method!r}: allowed are iep, kd_svd, ce")
     if not m.terms or not set(m.terms) <= {"interim", "alteration"}:
