@@ -17,7 +17,7 @@ def by_total_weight(config: ConfigDict, results: Results, directory: Path) -> Pa
         "1 teacher (factor transfer)": {beta: "ft", count * beta: "ft_total"},
         f"{count} teachers": {beta: "pfeed_share", count * beta: "pfeed"},
     }
-    figure = Figure(figsize=(5, 3), layout="constrained")
+    figure = Figure(figsize=(6.5, 3), layout="constrained")
     axes = figure.subplots()
     for shift, (label, arms) in zip((-0.02, 0.02), curves.items(), strict=True):
         each = [results[arm]["accuracy"] for arm in arms.values()]
@@ -35,7 +35,7 @@ def by_total_weight(config: ConfigDict, results: Results, directory: Path) -> Pa
     axes.set(xlim=(-0.3, 1.3), xlabel="weight on factors, sum over teachers")
     axes.set_ylabel("test accuracy")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     path = directory / f"{config.variant}-weight.png"
     figure.savefig(path, dpi=110)
     return path
