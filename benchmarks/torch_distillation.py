@@ -201,7 +201,7 @@ def overhaul_distillation(teachers, student, image, label):
             t = torch.maximum(t, m)
             each = F.mse_loss(s, t, reduction="none") * ((s > t) | (t > 0)).float()
             total = total + each.sum() / 2 ** (2 - i)
-        return F.cross_entropy(logits, label) + 1e-3 * total / len(image)
+        return F.cross_entropy(logits, label) + 3e-3 * total / len(image)
 
     return plain(loss, student, connectors)
 
