@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 PRECISIONS = ("float32", "bfloat16")
-OVER_SEEDS = ("vmap", "map", "unroll")
+OVER_SEEDS = ("vmap", "map")
 
 # Fields that change where and how a run is watched, not what it computes: they may differ between
 # the run that wrote a workdir and the one that continues it.

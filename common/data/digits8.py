@@ -32,3 +32,26 @@ def split(seed: int, count: int) -> Split:
         return {"image": image[rows], "label": label[rows]}
 
     return Split(take(train), take(few), take(test))
+
+
+BACKGROUND = -0.3  # of `pool_split`: a black pixel
+
+
+def pool_split(seed: int, count: int) -> Split:
+    """1200 of a permutation by `seed` teach and are the student's pool; the other 597 test.
+
+    The student's labelled examples are the first `count` of the 1200; `student` also has "pool",
+    the images of all of them. Images / 16 - 0.3.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(1000 + seed).permutation(len(data.images))
+    image = (data.images[order] / 16 + BACKGROUND).astype(np.float32)[..., None]
+    label = data.target[order].astype(np.int32)
+
+    def take(rows: slice) -> dict[str, np.ndarray]:
+        return {"image": image[rows], "label": label[rows]}
+
+    student = {**take(slice(count)), "pool": image[:1200]}
+    return Split(take(slice(1200)), student, take(slice(1200, None)))

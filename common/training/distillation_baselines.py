@@ -1,6 +1,7 @@
 """Methods that every distillation paper is measured against, as phases of `distillation`."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from reprise.common.models.connector import FeatureConnector
 from reprise.common.ops import distillation as losses
-from reprise.common.training import distillation
+from reprise.common.training import distillation, distillation_pool
 from reprise.common.training.distillation import Carried, Setting
 from reprise.common.training.phase import Phase
 
@@ -65,8 +66,13 @@ def connect(
     return extra_params, apply
 
 
-def cross_entropy(setting: Setting, config: ConfigDict) -> list[Phase]:
-    """The student alone."""
+def cross_entropy(
+    setting: Setting,
+    config: ConfigDict,
+    *,
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+) -> list[Phase]:
+    """The student alone; `evaluate` as in `student_phase`."""
 
     def loss(params: Any, carried: Carried, batch: Any, key: jax.Array) -> Any:
         (logits, _), carried = distillation.run_student(
@@ -75,7 +81,7 @@ def cross_entropy(setting: Setting, config: ConfigDict) -> list[Phase]:
         each, metrics = distillation.classification(logits, batch["label"])
         return each.mean(), (carried, metrics)
 
-    return [distillation.student_phase(setting, config, loss)]
+    return [distillation.student_phase(setting, config, loss, evaluate=evaluate)]
 
 
 def knowledge_distillation(
@@ -147,3 +153,39 @@ def imitate(
         extra_params=extra_params if connected else None,
         evaluate=evaluate,
     )
+
+
+def flow_losses(
+    taps: Mapping[str, jax.Array], targets: Mapping[str, jax.Array], names: Sequence[str]
+) -> jax.Array:
+    """Sum over consecutive taps of the squared distance between their flow matrices: [B]."""
+
+    def flows(of: Mapping[str, jax.Array]) -> list[jax.Array]:
+        return [losses.flow_matrix(of[a], of[b]) for a, b in itertools.pairwise(names)]
+
+    each = list(map(losses.flow_loss, flows(taps), flows(targets)))
+    return jnp.stack(each).sum(0)
+
+
+def flow_initialisation(
+    setting: Setting, config: ConfigDict, names: Sequence[str], *, weight: float = 1.0
+) -> Phase:
+    """The first phase of FSP (Yim et al., CVPR 2017): flow matrices alone; `cross_entropy` follows.
+
+    It needs no labels: with a pool of images in the setting it sees those.
+
+    Args:
+      setting, config: see `student_phase`.
+      names: taps of both networks, front to back, with the same channels.
+      weight: on the sum of `flow_losses`.
+    """
+    distillation.check_taps(setting, {n: n for n in names}, channels=True)
+
+    def loss(params: Any, carried: Carried, batch: Any, key: jax.Array) -> Any:
+        image = distillation_pool.transfer_images(batch)
+        (_, taps), carried = distillation.run_student(setting, params["student"], carried, image)
+        _, targets = distillation.run_teacher(setting, carried, image)
+        return weight * flow_losses(taps, targets, names).mean(), (carried, {})
+
+    batches = distillation_pool.batches(setting, config.batch_size)
+    return distillation.student_phase(setting, config, loss, name="init", batches=batches)

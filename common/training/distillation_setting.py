@@ -33,8 +33,9 @@ STATISTICS = {
 def network(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
     """A backbone by name.
 
-    cnn-WIDTH; wrn-DEPTH-WIDTH; resnet-18, -34, -50, -101, -152 of ImageNet; resnet-DEPTH of CIFAR
-    with zeros for new channels, resnetb-DEPTH and resnetb-DEPTH-WIDTH with 1x1 convolutions;
+    cnn-WIDTH; pooled-WIDTH-REPEATS, the same with max-pooling for strides; wrn-DEPTH-WIDTH;
+    resnet-18, -34, -50, -101, -152 of ImageNet; resnet-DEPTH of CIFAR with zeros for new channels,
+    resnetb-DEPTH and resnetb-DEPTH-WIDTH with 1x1 convolutions;
     vgg-DEPTH, plainvgg-DEPTH; mobilenet-WIDTH of ImageNet, mobilenet-WIDTH-BLOCKS of CIFAR;
     pyramidnet-DEPTH-ALPHA, of bottlenecks from depth 164 on, as in the paper.
 
@@ -47,6 +48,8 @@ def network(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
     match parts:
         case ["cnn", int(width)]:
             return SmallCNN(width, num_classes=num_classes, dtype=dtype)
+        case ["pooled", int(width), int(repeats)]:
+            return SmallCNN(width, repeats, pool=True, num_classes=num_classes, dtype=dtype)
         case ["wrn", int(depth), int(width)]:
             return WRN(depth, width, num_classes, dtype=dtype)
         case ["resnet", (18 | 34 | 50 | 101 | 152) as depth]:
@@ -66,9 +69,9 @@ def network(name: str, num_classes: int, dtype: Any = jnp.float32) -> Any:
         case ["pyramidnet", int(depth), int(alpha)]:
             return PyramidNet(depth, alpha, depth >= 164, num_classes, dtype)
     raise ValueError(
-        f"network {name!r}: allowed are cnn-WIDTH, wrn-DEPTH-WIDTH, resnet-DEPTH, resnetb-DEPTH, "
-        "resnetb-DEPTH-WIDTH, vgg-DEPTH, plainvgg-DEPTH, mobilenet-WIDTH, mobilenet-WIDTH-BLOCKS, "
-        "pyramidnet-DEPTH-ALPHA"
+        f"network {name!r}: allowed are cnn-WIDTH, pooled-WIDTH-REPEATS, wrn-DEPTH-WIDTH, "
+        "resnet-DEPTH, resnetb-DEPTH, resnetb-DEPTH-WIDTH, vgg-DEPTH, plainvgg-DEPTH, "
+        "mobilenet-WIDTH, mobilenet-WIDTH-BLOCKS, pyramidnet-DEPTH-ALPHA"
     )
 
 
@@ -88,18 +91,32 @@ def crop_and_flip(key: jax.Array, image: jax.Array, *, pad: int = 4) -> jax.Arra
     return jax.vmap(one)(padded, top, left, flip)
 
 
+def shift(key: jax.Array, image: jax.Array, *, most: int = 1) -> jax.Array:
+    """Moves all images of a batch by the same -most .. most pixels in either direction.
+
+    What comes in is the background of `digits8.pool_split`.
+    """
+    top, left = jax.random.randint(key, (2,), 0, 2 * most + 1)
+    edge = ((0, 0), (most, most), (most, most), (0, 0))
+    padded = jnp.pad(image, edge, constant_values=digits8.BACKGROUND)
+    return jax.lax.dynamic_slice(padded, (0, top, left, 0), image.shape)
+
+
 def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     """The setting of a config: `model.teacher`, `model.student`, `data.name`, `data.count`.
 
-    `digits` are the embedded 8x8 digits of `digits8`; other names are data sets of the catalog
-    with `image` and `label`, normalised, cropped and mirrored, and halved in size where
-    `data.half` says so.
+    `digits` are the embedded 8x8 digits of `digits8`, `digits_pool` the same with a pool of images
+    without labels beside the student's examples; other names are data sets of the catalog with
+    `image` and `label`, normalised, cropped and mirrored, and halved in size where `data.half` says
+    so.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
-    if name == "digits":
-        parts = digits8.split(config.seed, config.data.count)
+    augment: distillation.Augment | None
+    if name in ("digits", "digits_pool"):
+        split = digits8.split if name == "digits" else digits8.pool_split
+        parts = split(config.seed, config.data.count)
         teacher, student, evaluation = parts.teacher, parts.student, {"": parts.test}
-        classes, augment = 10, None
+        classes, augment = 10, (None if name == "digits" else shift)
     else:
         classes, augment = data.describe(name).num_classes, crop_and_flip
         splits = {"": "test", "val_": "validation", "official_": "official_test"}

@@ -5,7 +5,6 @@ The loop runs it; `compile_for` compiles it for a machine that is not here.
 
 import zlib
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -71,8 +70,7 @@ def build(
       phase: the phase; `init` and `step` serve every seed.
       mesh: the devices.
       num_seeds: how many seeds run in the program.
-      over_seeds: "vmap"; "map" for one seed after another; "unroll" for that without a loop, which
-        takes longer to compile, but XLA's convolutions on CPUs are slow inside of loops.
+      over_seeds: "vmap", or "map" for one seed after another.
       shared_batch: resident arrays are the same for all seeds, and are kept once.
       previous: final state of the phase before, or its shapes.
 
@@ -102,12 +100,6 @@ def build(
             return step_one(state, batch, keys, step)
         if over_seeds == "vmap":
             return jax.vmap(step_one, (0, batch_axis, 0, None))(state, batch, keys, step)
-        if over_seeds == "unroll":
-            each = []
-            for i in range(num_seeds):
-                mine = batch if batch_axis is None else jax.tree.map(itemgetter(i), batch)
-                each.append(step_one(jax.tree.map(itemgetter(i), state), mine, keys[i], step))
-            return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
         if batch_axis is None:
             return jax.lax.map(lambda xs: step_one(xs[0], batch, xs[1], step), (state, keys))
         return jax.lax.map(lambda xs: step_one(xs[0], xs[1], xs[2], step), (state, batch, keys))

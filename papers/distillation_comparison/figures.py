@@ -19,7 +19,7 @@ def accuracy_against_cost(config: ConfigDict, results: Results, directory: Path)
     if not measured.is_file():
         return []
     rows = json.loads(measured.read_text())["rows"]
-    cost = {name: row["step / CE"] for name, row in rows.items() if "step / CE" in row}
+    cost = {name: row["time / CE"] for name, row in rows.items()}
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for name in results:

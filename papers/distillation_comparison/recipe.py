@@ -1,4 +1,4 @@
-"""Every distillation method on one setting and budget, each tuned by as many tries.
+"""Every distillation method on one setting and budget; what has a weight is tuned by two tries.
 
 A method's updates are counted on the student: one that initialises it first has fewer afterwards.
 """
@@ -27,15 +27,19 @@ class Entry(NamedTuple):
 
     Attributes:
       field: what is tuned: of `config.model` of the paper, or the weight of a baseline's loss.
-      tries: its values, the paper's (or the usual) one first; validation accuracy chooses.
+      tries: its values, the paper's (or the usual) one first; validation accuracy chooses of two.
       initialises: it trains the student in a first phase.
-      fixed: other fields of the paper's that differ from its own config.
+      variant: of the paper's config, whose other fields hold; "": its first.
+      fixed: fields of the paper's model section that this batch size changes.
+      also: further changes of the comparison's config.
     """
 
     field: str = ""
     tries: tuple[float, ...] = (0.0,)
     initialises: bool = False
+    variant: str = ""
     fixed: Mapping[str, Any] = MappingProxyType({})
+    also: Mapping[str, Any] = MappingProxyType({})
 
 
 BASELINES = {
@@ -47,7 +51,19 @@ BASELINES = {
 }
 PAPERS = {
     "activation_boundary": Entry("scale", (3e-3, 1e-3), initialises=True),
-    "boundary_supporting_samples": Entry("step_size", (0.3, 0.1)),
+    "boundary_supporting_samples": Entry(
+        "step_size", (0.3, 0.1), variant="cifar10", fixed={"num_samples": 16}
+    ),
+    "overhaul_distillation": Entry("alpha", (1e-3, 3e-3)),
+    # From one teacher FEED is factor transfer; beta as the square root of a factor's size.
+    "feed": Entry("beta", (250.0, 75.0)),
+    # Two students and no teacher; the accuracy is theirs on average. It has no weight, and the
+    # three below clip their gradients by the cross entropy's: there is nothing to tune.
+    "feature_fusion_learning": Entry("rampup", (1.35,)),
+    "svd_distillation": Entry("num_vectors", (1,)),
+    # Its first phase passes the student through, which weight decay would move.
+    "multi_head_graph_distillation": Entry("num_heads", (8,), also={"init.optimizer.l2": 0.0}),
+    "embedding_procedure_transfer": Entry("num_iterations", (2,)),
 }
 ENTRIES = BASELINES | PAPERS
 
@@ -56,7 +72,8 @@ def of_paper(config: ConfigDict) -> ConfigDict:
     """The comparison's config with the paper's own model section, the tuned value in it."""
     name = config.model.method
     entry = PAPERS[name]
-    own = run.load_config(name).model.copy_and_resolve_references()
+    text = f"{name}:{entry.variant}" if entry.variant else name
+    own = run.load_config(text).model.copy_and_resolve_references()
     own.update(entry.fixed)
     own[entry.field] = type(own[entry.field])(config.model.value)
     merged = config.copy_and_resolve_references()
@@ -86,8 +103,10 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
         case "at":
             weights = (value,) * len(TAPS)
             attention = losses.attention_transfer_loss
-            options = {"weights": weights, "connected": False}
-            return [baselines.imitate(setting, config, pairs, attention, **options)]
+            phase = baselines.imitate(
+                setting, config, pairs, attention, weights=weights, connected=False
+            )
+            return [phase]
         case "fsp":
             first = baselines.flow_initialisation(setting, config.init, TAPS, weight=value)
             return [first, *baselines.cross_entropy(setting, config)]
@@ -103,7 +122,7 @@ def phases(config: ConfigDict) -> list[Phase]:
 
 def arm(config: ConfigDict, name: str, value: float) -> Arm:
     """A method at a value, its updates cut by those of its first phase."""
-    overrides: dict[str, Any] = {"model.method": name, "model.value": value}
+    overrides = {"model.method": name, "model.value": float(value), **ENTRIES[name].also}
     if ENTRIES[name].initialises:
         left = config.num_steps - config.init.num_steps
         drops = config.optimizer.schedule.args.boundaries
@@ -117,7 +136,8 @@ def arm(config: ConfigDict, name: str, value: float) -> Arm:
 def study(config: ConfigDict) -> Study:
     """All methods at their chosen values; or, where `model.tuning` is on, at every try."""
     if config.model.tuning:
-        tries = [(name, value) for name, entry in ENTRIES.items() for value in entry.tries]
+        open_to = {name: e.tries for name, e in ENTRIES.items() if len(e.tries) > 1}
+        tries = [(name, value) for name, values in open_to.items() for value in values]
         arms = {f"{name}@{value:g}": arm(config, name, value) for name, value in tries}
         return Study(arms, chosen)
     arms = {name: arm(config, name, value) for name, value in CHOSEN.items()}
@@ -153,4 +173,8 @@ def chosen(results: Results) -> tuple[str, bool]:
 
 
 # By `cifar10_30k_tuning`; see results/distillation_comparison/.
-CHOSEN = {name: entry.tries[0] for name, entry in ENTRIES.items()}
+CHOSEN = {name: entry.tries[0] for name, entry in ENTRIES.items()} | {
+    "fitnet": 10.0,
+    "at": 50.0,
+    "overhaul_distillation": 3e-3,
+}

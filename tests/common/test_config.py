@@ -28,7 +28,7 @@ def make(**fields):
         (
             "study.over_seeds",
             "pmap",
-            "config.study.over_seeds = 'pmap': allowed are vmap, map, unroll",
+            "config.study.over_seeds = 'pmap': allowed are vmap, map",
         ),
         ("checkpoint.keep", 0, "config.checkpoint.keep = 0: 1 or more"),
         ("profile_steps", (3, 2), r"config.profile_steps = \(3, 2\): must be \(first, last\)"),

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from reprise.common.data import digits8
 from reprise.common.models.connector import FeatureConnector
 from reprise.common.models.small_cnn import SmallCNN
 from reprise.common.models.wrn import WRN
-from reprise.common.training import distillation, distillation_setting, state
+from reprise.common.training import distillation, distillation_pool, distillation_setting, state
 
 
 def test_draw_is_a_permutation_every_epoch():
@@ -87,6 +88,7 @@ def test_small_cnn_matches_its_description():
 
 def test_networks_by_name():
     assert distillation_setting.network("wrn-16-2", 10) == WRN(16, 2, 10)
+    assert distillation_setting.network("pooled-8-2", 5) == SmallCNN(8, 2, True, 5)
     with pytest.raises(ValueError, match="allowed are cnn-WIDTH"):
         distillation_setting.network("lenet", 10)
 
@@ -100,3 +102,89 @@ def test_crop_and_flip_keeps_what_it_shows():
     same = distillation_setting.crop_and_flip(jax.random.key(0), image, pad=0)
     for got, was in zip(same, image, strict=True):
         assert np.array_equal(got, was) or np.array_equal(got, was[:, ::-1])
+
+
+def pooled(count=20, pool=30):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(pool, 8, 8, 1)).astype(np.float32)
+    labelled = {"image": image[:count], "label": (np.arange(count) % 10).astype(np.int32)}
+    net = SmallCNN(2, pool=True)
+    data = {**labelled, "pool": image}
+    return distillation.Setting(net, net, labelled, data, {"": labelled})
+
+
+def student_section(batch_size=4, num_steps=4):
+    from ml_collections import ConfigDict
+
+    from reprise.common import config as base
+
+    optimizer = base.optimizer("sgd", 0.1)
+    return ConfigDict(dict(batch_size=batch_size, num_steps=num_steps, optimizer=optimizer))
+
+
+def test_pool_batches_leave_the_labelled_ones_as_they_were():
+    setting = pooled()
+    order = jax.random.key_data(jax.random.key(1))
+    carried = distillation.Carried({}, {}, (), order, jnp.int32(2))
+    draw = distillation_pool.batches(setting, 5)
+    batch = draw(dict(setting.student_data), carried, jax.random.key(0))
+    alone = {k: v for k, v in setting.student_data.items() if k != "pool"}
+    plain = distillation.draw(alone, order, jnp.int32(2), 5)
+    np.testing.assert_array_equal(batch["image"], plain["image"])
+    assert batch["pool"].shape == (5, 8, 8, 1)
+    assert distillation_pool.transfer_images(batch) is batch["pool"]
+    bare = draw(alone, carried, jax.random.key(0))
+    assert "pool" not in bare and distillation_pool.transfer_images(bare) is bare["image"]
+
+
+def test_transfer_is_clipped_by_the_cross_entropy_and_may_leave_no_statistics():
+    setting, section = pooled(), student_section()
+    after = {}
+    for scale in (0.0, 1.0, 1e6, 1e7):
+        phase = distillation_pool.clipped_transfer(
+            setting,
+            section,
+            lambda s, t, c, w=scale: {"pull": w * (s["stage2"] ** 2).sum()},
+            pool_statistics=scale != 1,
+        )
+        start = phase.init(jax.random.key(0), None)
+        start = start._replace(
+            model_state=start.model_state._replace(
+                teacher={"params": start.params["student"], "batch_stats": start.model_state.stats}
+            )
+        )
+        after[scale], metrics = jax.jit(phase.step)(start, phase.batches, jax.random.key(1))
+        assert np.isfinite(metrics["loss"])
+    bare, with_pool, again = (
+        np.asarray(after[w].model_state.stats["stage1_bn0"]["mean"]) for w in (1.0, 0.0, 1e6)
+    )
+    assert (bare != with_pool).all()
+    np.testing.assert_allclose(with_pool, again, rtol=1e-6)
+    kernel = {
+        w: np.asarray(s.params["student"]["stage1_conv0"]["kernel"]) for w, s in after.items()
+    }
+    np.testing.assert_allclose(kernel[1e6], kernel[1e7], rtol=1e-5)
+    before = np.asarray(start.params["student"]["stage1_conv0"]["kernel"])
+    # sigmoid(0) = 1/2 of the cross entropy's step.
+    pull = np.linalg.norm(kernel[1e6] - kernel[0.0])
+    np.testing.assert_allclose(pull, np.linalg.norm(kernel[0.0] - before) / 2, rtol=1e-4)
+    head = [s.params["student"]["head"]["kernel"] for s in (after[0.0], after[1e6])]
+    np.testing.assert_array_equal(*head)
+
+
+def test_digits_with_a_pool():
+    parts = digits8.pool_split(3, 100)
+    assert len(parts.teacher["image"]) == len(parts.student["pool"]) == 1200
+    assert len(parts.test["image"]) == 597 and parts.student["image"].min() == np.float32(-0.3)
+    np.testing.assert_array_equal(parts.student["image"], parts.student["pool"][:100])
+    moved = jax.vmap(distillation_setting.shift, (0, None))(
+        jax.random.split(jax.random.key(0), 20), parts.test["image"][:2]
+    )
+    inner = np.asarray(parts.test["image"][:2, 1:-1, 1:-1])
+    seen = {
+        (a, b)
+        for a in range(3)
+        for b in range(3)
+        if any(np.array_equal(m[:, a : a + 6, b : b + 6], inner) for m in np.asarray(moved))
+    }
+    assert len(seen) >= 5

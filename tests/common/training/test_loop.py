@@ -243,7 +243,7 @@ def test_many_steps_a_dispatch_are_the_same_steps(plain, tmp_path):
     close(rows(tmp_path), rows(plain), 1e-6)
 
 
-@pytest.mark.parametrize("over_seeds", ["vmap", "map", "unroll"])
+@pytest.mark.parametrize("over_seeds", ["vmap", "map"])
 def test_seeds_together_are_the_seeds_alone(plain, over_seeds):
     config = toy.get_config(**{"study.over_seeds": over_seeds})
     together = run.train(toy.phases, config, seeds=(3, 0)).history
