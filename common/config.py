@@ -85,7 +85,9 @@ def defaults(paper: str, variant: str, variants: Sequence[str]) -> ConfigDict:
 
     config.study = ConfigDict()
     config.study.seeds = (0, 1, 2)
-    config.study.over_seeds = "vmap"  # all seeds in one program, or "map": one after another in it
+    config.study.over_seeds = (
+        "vmap"  # all seeds in one program; or one after another in it: "map", "unroll"
+    )
     return config
 
 

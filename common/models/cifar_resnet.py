@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 
 class CifarResNet(nn.Module):
     """ResNet-depth of three stages with post-activation basic blocks.
@@ -55,6 +57,7 @@ class CifarResNet(nn.Module):
                 use_bias=False,
                 kernel_init=init,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=name,
             )(x)
             return nn.BatchNorm(

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 # Depthwise-separable blocks -> channels of the stages' blocks, after the first block of 64.
 STAGES: dict[int, tuple[tuple[int, ...], ...]] = {
     13: ((128, 128), (256, 256), (512,) * 6, (1024, 1024)),
@@ -58,6 +60,7 @@ class MobileNet(nn.Module):
                 use_bias=False,
                 kernel_init=init,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=name,
             )(x)
             return nn.BatchNorm(

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 
 class PyramidNet(nn.Module):
     """Additive PyramidNet-depth(alpha): every block is alpha / (3 n) channels wider than the last.
@@ -66,6 +68,7 @@ class PyramidNet(nn.Module):
                 use_bias=False,
                 kernel_init=init,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=name,
             )(x)
 

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 # depth: (blocks of the four stages, whether they are bottlenecks)
 STAGES = {
     10: ((1, 1, 1, 1), False),
@@ -79,6 +81,7 @@ class ResNet(nn.Module):
                 use_bias=False,
                 kernel_init=init,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=name,
             )(x)
 

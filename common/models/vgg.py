@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 # Convolutions of the stages of 64, 128, 256, 512, 512 channels.
 NORMALISED = {
     8: (1, 1, 1, 1, 1),
@@ -69,6 +71,7 @@ class VGG(nn.Module):
                     padding=1,
                     kernel_init=init,
                     dtype=self.dtype,
+                    conv_general_dilated=conv_general_dilated,
                     name=f"stage{stage}_conv{i}",
                 )(x)
                 if not self.plain:

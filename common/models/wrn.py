@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 
 class WRN(nn.Module):
     """WRN-depth-width with pre-activation blocks; WRN-16-2 has 691,674 parameters at 10 classes.
@@ -54,6 +56,7 @@ class WRN(nn.Module):
                 use_bias=False,
                 kernel_init=init,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=name,
             )(x)
 

@@ -1,14 +1,14 @@
 """Convolutions whose gradient is fast inside loops on CPUs.
 
-XLA's CPU compiler rewrites the convolution of an input gradient into one that it has a fast kernel
-for, but not inside the body of a loop, where it is about ten times slower. Backward fixed-point
-iterations and inner processes are such loops. Here the gradient is written as the convolution that
-it is, with the flipped and transposed kernel, and so are the gradient's gradients. The kernel's
-gradient has no such form: `conv_patches` is for loops that train kernels.
+XLA's CPU compiler has a fast kernel for convolutions of images [B, H, W, C] with kernels
+[h, w, C, D]. It brings others into this form, those of gradients among them, but not in the body of
+a loop or a branch, where the gradient to an image is about thirty times slower and that to a kernel
+a hundred times. Training steps that are scanned, fixed-point iterations and walks of an image are
+such loops. Here the gradients are written in this form, and so are the gradients' gradients.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,83 +20,100 @@ Image = Float[Array, "batch height width c_in"]
 Kernel = Float[Array, "kh kw c_in c_out"]
 
 
-def _flipped(kernel: Kernel) -> Kernel:
-    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-
-
-@jax.custom_vjp
-def conv_same(x: Image, kernel: Kernel) -> Float[Array, "batch height width c_out"]:
-    """Convolution of stride 1 with zero padding that keeps the size; odd kernels.
-
-    Reverse mode of any order; no forward mode.
-    """
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
-
-
-def _conv_fwd(x: Image, kernel: Kernel) -> Any:
-    return conv_same(x, kernel), (x, kernel)
-
-
-def _conv_bwd(residuals: Any, ct: Image) -> Any:
-    x, kernel = residuals
-    return conv_same(ct, _flipped(kernel)), _kernel_gradient(kernel.shape[:2], x, ct)
-
-
-conv_same.defvjp(_conv_fwd, _conv_bwd)
+class _Geometry(NamedTuple):
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    image_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel_gradient(size: tuple[int, int], x: Image, ct: Image) -> Kernel:
-    """The kernel's cotangent; linear in x and in ct."""
-    shape = jax.ShapeDtypeStruct((*size, x.shape[-1], ct.shape[-1]), x.dtype)
+def _conv(geometry: _Geometry, x: Image, kernel: Kernel) -> Float[Array, "batch h w c_out"]:
+    return jax.lax.conv_general_dilated(x, kernel, *geometry, dimension_numbers=_DIMENSIONS)
 
-    def of_kernel(kernel: Kernel) -> Image:
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS
+
+def _conv_fwd(geometry: _Geometry, x: Image, kernel: Kernel) -> Any:
+    return _conv(geometry, x, kernel), (x, kernel)
+
+
+def _conv_bwd(geometry: _Geometry, residuals: Any, ct: Image) -> Any:
+    x, kernel = residuals
+    strides, padding, image_dilation, kernel_dilation = geometry
+    of_image, of_kernel = [], []
+    for axis, (before, _) in enumerate(padding):
+        n, k, m = (
+            (size - 1) * dilation + 1
+            for size, dilation in (
+                (x.shape[1 + axis], image_dilation[axis]),
+                (kernel.shape[axis], kernel_dilation[axis]),
+                (ct.shape[1 + axis], strides[axis]),
+            )
         )
-
-    return jax.linear_transpose(of_kernel, shape)(ct)[0]
-
-
-def _gradient_fwd(size: tuple[int, int], x: Image, ct: Image) -> Any:
-    return _kernel_gradient(size, x, ct), (x, ct)
-
-
-def _gradient_bwd(size: tuple[int, int], residuals: Any, kernel: Kernel) -> Any:
-    x, ct = residuals
-    return conv_same(ct, _flipped(kernel)), conv_same(x, kernel)
+        of_image.append((k - 1 - before, n - m + before))
+        of_kernel.append((before, k - 1 + m - n - before))
+    flipped = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    pull_image = _Geometry(image_dilation, tuple(of_image), strides, kernel_dilation)
+    pull_kernel = _Geometry(kernel_dilation, tuple(of_kernel), image_dilation, strides)
+    grad = _conv(pull_kernel, x.transpose(3, 1, 2, 0), ct.transpose(1, 2, 0, 3))
+    return _conv(pull_image, ct, flipped), grad.transpose(1, 2, 0, 3)
 
 
-_kernel_gradient.defvjp(_gradient_fwd, _gradient_bwd)
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def conv_same(x: Image, kernel: Kernel) -> Float[Array, "batch height width c_out"]:
+    """Convolution of stride 1 with zero padding that keeps the size.
+
+    Reverse mode of any order; no forward mode.
+    """
+    return conv_general_dilated(x, kernel, (1, 1), "SAME")
 
 
 def conv_general_dilated(
-    lhs: Image, rhs: Kernel, window_strides: Any, padding: Any, **options: Any
-) -> Image:
-    """`conv_same` with the signature that `flax.linen.Conv(conv_general_dilated=...)` calls.
+    lhs: Image,
+    rhs: Kernel,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> Float[Array, "batch h w c_out"]:
+    """As `flax.linen.Conv(conv_general_dilated=...)` calls it: [B, H, W, C] and [h, w, C, D].
 
-    Raises:
-      ValueError: anything but an odd kernel, stride 1, "SAME" padding and no dilation or groups.
+    Reverse mode of any order; no forward mode. With groups or a precision, and for other ranks than
+    images, it is `jax.lax.conv_general_dilated` itself.
     """
-    odd = all(n % 2 for n in rhs.shape[:2])
-    plain = all(v == 1 for v in window_strides) and options.get("feature_group_count", 1) == 1
-    for name in ("lhs_dilation", "rhs_dilation"):
-        plain &= all(v == 1 for v in options.get(name) or (1, 1))
-    if not (odd and plain and padding == "SAME" and lhs.ndim == 4):
-        raise ValueError(
-            f"conv_same: kernel {rhs.shape}, strides {window_strides}, padding {padding!r}: only "
-            'odd 2-D kernels, stride 1, "SAME", no dilation, no groups'
+    if lhs.ndim != 4 or feature_group_count != 1 or precision is not None:
+        return jax.lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers if dimension_numbers is not None else _DIMENSIONS,
+            feature_group_count,
+            precision=precision,
         )
-    return conv_same(lhs, rhs)
+    strides, apart, dilation = (
+        tuple(pair) if pair is not None else (1, 1)
+        for pair in (window_strides, lhs_dilation, rhs_dilation)
+    )
+    if isinstance(padding, str):
+        kernel = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(lhs.shape[1:3], kernel, strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in padding)
+    return _conv(_Geometry(strides, pads, apart, dilation), lhs, rhs)
 
 
 def conv_patches(x: Image, kernel: Kernel, stride: int, padding: int) -> Array:
     """The convolution as one matrix product of patches: [B, H', W', c_out], zero padding.
 
-    So are its gradients, of any order. In the body of a loop on a CPU a training step is up to
-    twenty times faster than with XLA's convolution; under vmap over kernels it is a batched
-    product, where XLA makes a slow grouped convolution. Outside of loops, for more than a few
-    pixels, XLA's own is faster.
+    So are its gradients, of any order. It is the faster one for images of a few pixels; under vmap
+    over kernels it is a batched product, where XLA makes a slow grouped convolution. For more than
+    a few pixels `conv_general_dilated` is faster.
     """
     rows, columns = kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))

@@ -107,22 +107,24 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
 
     `digits` are the embedded 8x8 digits of `digits8`, `digits_pool` the same with a pool of images
     without labels beside the student's examples; other names are data sets of the catalog with
-    `image` and `label`, normalised, cropped and mirrored.
+    `image` and `label`, normalised, cropped and mirrored, and halved in size where `data.half` says
+    so.
     """
     name, dtype = config.data.name, jnp.dtype(config.precision)
+    augment: distillation.Augment | None
     if name in ("digits", "digits_pool"):
         split = digits8.split if name == "digits" else digits8.pool_split
         parts = split(config.seed, config.data.count)
         teacher, student, evaluation = parts.teacher, parts.student, {"": parts.test}
-        classes, augment = 10, None if name == "digits" else shift
+        classes, augment = 10, (None if name == "digits" else shift)
     else:
         classes, augment = data.describe(name).num_classes, crop_and_flip
-        splits = data.describe(name).splits
-        teacher = _normalised(name, "train", config.data_dir)
+        splits = {"": "test", "val_": "validation", "official_": "official_test"}
+        known = {k: v for k, v in splits.items() if v in data.describe(name).splits}
+        smaller = _halved if config.data.get("half", False) else dict
+        teacher = smaller(_normalised(name, "train", config.data_dir))
         student = {k: v[: config.data.count] for k, v in teacher.items()}
-        evaluation = {"": _normalised(name, "test", config.data_dir)}
-        if "validation" in splits:
-            evaluation["val_"] = _normalised(name, "validation", config.data_dir)
+        evaluation = {k: smaller(_normalised(name, v, config.data_dir)) for k, v in known.items()}
     return Setting(
         network(config.model.teacher, classes, dtype),
         network(config.model.student, classes, dtype),
@@ -141,10 +143,18 @@ def _normalised(name: str, split: str, data_dir: str) -> dict[str, np.ndarray]:
     return {"image": image, "label": rows["label"].astype(np.int32)}
 
 
+def _halved(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    count, height, width, channels = rows["image"].shape
+    cells = rows["image"].reshape(count, height // 2, 2, width // 2, 2, channels)
+    return {**rows, "image": cells.mean((2, 4))}
+
+
 def teacher_phase(setting: Setting, config: ConfigDict) -> Phase:
     """The teacher's phase, kept for every paper and student that asks for the same one."""
     section = config.teacher
     made_from = {"model": config.model.teacher, "data": config.data.name}
+    if config.data.get("half", False):
+        made_from["half"] = True
     return distillation.teacher_phase(
         setting, section, {**made_from, "precision": config.precision}
     )

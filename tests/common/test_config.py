@@ -25,7 +25,11 @@ def make(**fields):
         ("mesh.data", 3, r"config.mesh.data = 3: data \* fsdp must be the 8 devices present"),
         ("study.seeds", (1, 1), r"config.study.seeds = \(1, 1\): must not repeat a seed"),
         ("study.seeds", (), r"config.study.seeds = \(\): needs a seed"),
-        ("study.over_seeds", "pmap", "config.study.over_seeds = 'pmap': allowed are vmap, map"),
+        (
+            "study.over_seeds",
+            "pmap",
+            "config.study.over_seeds = 'pmap': allowed are vmap, map",
+        ),
         ("checkpoint.keep", 0, "config.checkpoint.keep = 0: 1 or more"),
         ("profile_steps", (3, 2), r"config.profile_steps = \(3, 2\): must be \(first, last\)"),
         ("optimizer.name", "adma", "config.optimizer.name = 'adma': allowed are adabelief"),

