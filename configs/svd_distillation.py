@@ -36,7 +36,6 @@ def get_config(variant: str = "digits") -> ConfigDict:
 
 def _digits(config: ConfigDict) -> None:
     _digits_pool.fill(config)
-    config.study.seeds = tuple(range(10))  # seeds differ by more than methods
     config.init.batch_size, config.init.num_steps = 50, 120
     config.init.optimizer = _digits_pool.sgd(0.05, 120, ())
 

@@ -1,4 +1,4 @@
-"""The picture of the study."""
+"""The pictures of the study."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from reprise.common.studies.study import Results
 from reprise.common.training.distillation import Setting
 from reprise.papers.multi_head_graph_distillation import judging, layers, losses
 
@@ -64,4 +65,44 @@ def attention_graphs(
     bar.set_label("attention x batch size, mean over heads", fontsize=8)
     path = directory / f"{config.variant}-graphs.png"
     figure.savefig(path, dpi=100)
+    return path
+
+
+def distances(
+    config: ConfigDict,
+    results: Results,
+    states: Mapping[str, Sequence[Any]],
+    evaluators: Sequence[Any],
+    directory: Path,
+) -> Path:
+    """Distance of graphs from the teacher's against their correlation with them, a dot a seed.
+
+    The line is the distance of graphs without any preference.
+
+    Args:
+      config, results, states, directory: of the study.
+      evaluators: `judging.likeness` of each seed's setting.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    names = {"mhgd": "MHGD", "ce": "student alone", "ce_pool": "alone, pool in BatchNorm"}
+    flat = []
+    for arm in (arm for arm in names if arm in results):
+        each = [f(state) for f, state in zip(evaluators, states[arm], strict=True)]
+        flat += [m["flat_kl"] for m in each]
+        correlation = np.array([m["correlation"] for m in each])
+        label = f"{names[arm]} (mean correlation {correlation.mean():.2f})"
+        axes.plot(correlation, results[arm]["graph_kl"], "o", alpha=0.7, label=label)
+    axes.axhline(np.mean(flat), color="grey", linestyle="--", linewidth=1)
+    note = f"flat graphs: {np.mean(flat):.0f}"
+    axes.annotate(note, (0.02, np.mean(flat)), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set_ylim(0)
+    axes.set_xlabel("correlation of log shares with the teacher's")
+    axes.set_ylabel("KL to the teacher's graphs")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    path = directory / f"{config.variant}-distances.png"
+    figure.savefig(path, dpi=110)
     return path

@@ -35,6 +35,47 @@ def vectors_of(
     return losses.principal_vectors([ours[n] for n in taps], [theirs[n] for n in taps])
 
 
+def test_batches(setting: Setting, batch_size: int) -> np.ndarray:
+    """[batches, batch_size, H, W, C] of the test images."""
+    image = setting.evaluation[""]["image"]
+    size = min(batch_size, len(image))
+    count = min(BATCHES, len(image) // size)
+    return np.asarray(image[: count * size]).reshape(count, size, *image.shape[1:])
+
+
+def likeness(
+    setting: Setting, taps: Sequence[str], num_heads: int, batch_size: int
+) -> Callable[[Any], dict[str, float]]:
+    """evaluate(state): whether graphs are alike, or the student's only flat.
+
+    `flat_kl`: the distance to the teacher of graphs without any preference, `correlation`: of the
+    student's log shares with the teacher's over all heads, rows and pairs of taps; both means over
+    test batches.
+    """
+
+    @jax.jit
+    def measure(current: Any, image: jax.Array) -> dict[str, jax.Array]:
+        ours, theirs = vectors_of(setting, taps, current, image)
+        flat, logs = jnp.zeros(()), []
+        for i, params in enumerate(current.model_state.extra):
+            pair = [
+                layers.attention_logits(params, of[i + 1], of[i], num_heads=num_heads)
+                for of in (ours, theirs)
+            ]
+            flat += losses.attention_graph_loss(jnp.zeros_like(pair[1]), pair[1]).sum()
+            logs.append([jax.nn.log_softmax(jnp.tanh(logits), -1).ravel() for logits in pair])
+        s, t = (jnp.concatenate(each) for each in zip(*logs, strict=True))
+        return {"flat_kl": flat, "correlation": jnp.corrcoef(s, t)[0, 1]}
+
+    batches = test_batches(setting, batch_size)
+
+    def evaluate(current: Any) -> dict[str, float]:
+        each = [jax.device_get(measure(current, batch)) for batch in batches]
+        return {name: float(np.mean([m[name] for m in each])) for name in each[0]}
+
+    return evaluate
+
+
 def graphs(
     setting: Setting, taps: Sequence[str], num_heads: int, batch_size: int
 ) -> Callable[[Any], dict[str, float]]:
@@ -44,10 +85,7 @@ def graphs(
     estimator of pair i loses on the teacher's vectors with all heads, `mean_vector_i`: what their
     mean direction loses.
     """
-    image = setting.evaluation[""]["image"]
-    size = min(batch_size, len(image))
-    count = min(BATCHES, len(image) // size)
-    batches = np.asarray(image[: count * size]).reshape(count, size, *image.shape[1:])
+    batches = test_batches(setting, batch_size)
 
     @jax.jit
     def measure(current: Any, image: jax.Array) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from reprise.common import config as configs
 from reprise.common.studies.study import Arm, Results, Study
 from reprise.common.training import distillation, distillation_pool, distillation_setting
 from reprise.common.training import distillation_baselines as baselines
@@ -156,7 +157,15 @@ def study(config: ConfigDict) -> Study:
     def draw(config: ConfigDict, results: Results, states: Any, directory: Path) -> list[Path]:
         from reprise.papers.multi_head_graph_distillation import figures
 
-        setting = distillation_setting.build(config)
-        return [figures.attention_graphs(config, setting, TAPS, states, directory)]
+        settings = [
+            distillation_setting.build(configs.apply_overrides(config, {"seed": seed}))
+            for seed in config.study.seeds
+        ]
+        heads, size = config.model.num_heads, config.batch_size
+        evaluators = [judging.likeness(each, TAPS, heads, size) for each in settings]
+        return [
+            figures.attention_graphs(config, settings[0], TAPS, states, directory),
+            figures.distances(config, results, states, evaluators, directory),
+        ]
 
     return Study(arms, claim, figures=draw)

@@ -9,7 +9,6 @@ from reprise.common.studies.study import Results
 
 LABELS = {
     "kd_svd": "KD-SVD",
-    "kd_svd_4": "KD-SVD, K = 4",
     "kd_svd_apart": "KD-SVD, pool not in BatchNorm's statistics",
     "ce_pool": "pool in BatchNorm's statistics alone",
     "fsp_clipped": "FSP, one stage, clipped",

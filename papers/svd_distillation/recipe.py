@@ -87,7 +87,6 @@ def study(config: ConfigDict) -> Study:
         "ce_pool": Arm({"model.method": "ce_pool"}),
         "fsp": Arm({"model.method": "fsp"}),
         "fsp_clipped": Arm({"model.method": "fsp_clipped"}),
-        "kd_svd_4": Arm({"model.num_vectors": 4}),
         "kd_svd_apart": Arm({"model.pool_statistics": False}),
     }
     if config.variant == "cifar100":
