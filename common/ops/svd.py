@@ -73,7 +73,10 @@ _decompose_alone = jax.custom_batching.sequential_vmap(_decompose)
 
 def _svd_forward(matrix: Array, k: int, gradient_rank: int | None, eps: float) -> Any:
     flat = matrix.reshape(-1, *matrix.shape[-2:])
-    out = jax.lax.platform_dependent(flat, cpu=jax.vmap(_decompose_alone), default=_decompose)
+    # A loop cannot run over an axis that is split over devices by its type.
+    split = any(part is not None for part in jax.typeof(flat).sharding.spec[:1])
+    alone = _decompose if split else jax.vmap(_decompose_alone)
+    out = jax.lax.platform_dependent(flat, cpu=alone, default=_decompose)
     u, s, vt = (x.reshape(*matrix.shape[:-2], *x.shape[1:]) for x in out)
     v = jnp.swapaxes(vt, -1, -2)
     return (s[..., :k], v[..., :k]), (u, s, v)
