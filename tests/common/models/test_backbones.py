@@ -116,9 +116,11 @@ def test_sizes_in_the_overhaul_of_feature_distillation(name, millions):
 
 
 def test_multiply_adds_are_those_of_a_layer():
-    # 3x3, 1 -> 16 channels at 8x8, 16 -> 32 at 4x4, 32 -> 64 at 2x2, 64 -> 10.
-    convolutions = 9 * (1 * 16 * 64 + 16 * 32 * 16 + 32 * 64 * 4)
-    assert multiply_adds(SmallCNN(16), (8, 8, 1)) == convolutions + 640
+    # WRN-10-1 at 32x32: the stem and stage 1 at 32x32, stages 2 and 3 with shortcuts of 1x1.
+    first = 9 * 16 * (3 + 16 + 16) * 32**2
+    second = (16 * 32 + 9 * 32 * (16 + 32)) * 16**2
+    third = (32 * 64 + 9 * 64 * (32 + 64)) * 8**2
+    assert multiply_adds(WRN(10, 1), CIFAR) == first + second + third + 640
 
 
 def tap_shapes(model, shape):
@@ -262,7 +264,7 @@ def test_networks_by_name():
     for name, model in expected.items():
         assert network(name, 7) == model
     for name in ("resnet", "resnet-x", "vgg-13-bn", "cnn-0.5", "mobilenet-1-4-2", "wrn--16-2"):
-        with pytest.raises(ValueError, match=rf"network '{name}': allowed are cnn-WIDTH, wrn-"):
+        with pytest.raises(ValueError, match=rf"network '{name}': allowed are cnn-WIDTH, pooled-"):
             network(name, 7)
 
 
