@@ -139,21 +139,24 @@ def test_pool_batches_leave_the_labelled_ones_as_they_were():
 
 def test_transfer_is_clipped_by_the_cross_entropy_and_may_leave_no_statistics():
     setting, section = pooled(), student_section()
+
+    def pull(taps, targets, carried):
+        return {"pull": carried.extra * (taps["stage2"] ** 2).sum()}
+
+    phases = {
+        pool: distillation_pool.clipped_transfer(setting, section, pull, pool_statistics=pool)
+        for pool in (False, True)
+    }
+    steps = {pool: jax.jit(phase.step) for pool, phase in phases.items()}
+    start = jax.jit(phases[True].init)(jax.random.key(0), None)
+    teacher = {"params": start.params["student"], "batch_stats": start.model_state.stats}
     after = {}
     for scale in (0.0, 1.0, 1e6, 1e7):
-        phase = distillation_pool.clipped_transfer(
-            setting,
-            section,
-            lambda s, t, c, w=scale: {"pull": w * (s["stage2"] ** 2).sum()},
-            pool_statistics=scale != 1,
+        carried = start.model_state._replace(teacher=teacher, extra=jnp.float32(scale))
+        step = steps[scale != 1]
+        after[scale], metrics = step(
+            start._replace(model_state=carried), phases[True].batches, jax.random.key(1)
         )
-        start = phase.init(jax.random.key(0), None)
-        start = start._replace(
-            model_state=start.model_state._replace(
-                teacher={"params": start.params["student"], "batch_stats": start.model_state.stats}
-            )
-        )
-        after[scale], metrics = jax.jit(phase.step)(start, phase.batches, jax.random.key(1))
         assert np.isfinite(metrics["loss"])
     bare, with_pool, again = (
         np.asarray(after[w].model_state.stats["stage1_bn0"]["mean"]) for w in (1.0, 0.0, 1e6)
