@@ -56,12 +56,16 @@ def sgd():
 
 
 def settings(config):
-    """The same budget and optimiser for everybody; no schedule ends."""
+    """The same batch and optimiser for everybody; no schedule ends."""
     config.unlock()
-    for section in (config, config.get("init")):
-        if section is not None and "num_steps" in section:
-            section.batch_size, section.num_steps, section.optimizer = BATCH, 10**6, sgd()
+    config.batch_size, config.num_steps, config.optimizer = BATCH, 10**6, sgd()
+    if "init" in config:
+        config.init.batch_size = BATCH
     return config
+
+
+def bare():
+    return settings(base.defaults("activation_boundary", "digits", ("digits",)))
 
 
 def phases(name):
@@ -71,10 +75,8 @@ def phases(name):
     both, count = data(), 3 if name == "feed" else 1
     setting = Setting(*models, both, both, {"": both}, count)
     if name in ("ce", "kd"):
-        config = settings(base.defaults("activation_boundary", "digits", ("digits",)))
-        config.batch_size, config.num_steps, config.optimizer = BATCH, 10**6, sgd()
         which = {"ce": "cross_entropy", "kd": "knowledge_distillation"}[name]
-        return setting, getattr(distillation_baselines, which)(setting, config)
+        return setting, getattr(distillation_baselines, which)(setting, bare())
     config = settings(import_module(f"reprise.configs.{name}").get_config("digits"))
     if name == "boundary_supporting_samples":
         config.model.num_samples = 64 * BATCH // 256
@@ -85,9 +87,11 @@ def phases(name):
 def ours(name):
     """(step() -> loss, FLOPs of a step, MiB of temporary memory, the parameters before it)."""
     setting, found = phases(name)
-    teacher = distillation.teacher_phase(setting, _teacher_section(), {})
+    teacher = distillation.teacher_phase(setting, bare(), {})
     previous = jax.jit(teacher.init, compiler_options=ONCE)(jax.random.key(0), None)
-    previous[0].params["head"]["bias"] = previous[0].params["head"]["bias"].at[..., 0].add(5.0)
+    previous[0].params["head"]["bias"] = (
+        previous[0].params["head"]["bias"].at[..., 0].add(FIRST_CLASS)
+    )
     for phase in found:
         previous = jax.jit(phase.init, compiler_options=ONCE)(jax.random.key(1), previous)
     state, phase = previous, found[-1]
@@ -106,12 +110,6 @@ def ours(name):
         return float(metrics["loss"])
 
     return step, work, memory / 2**20, before
-
-
-def _teacher_section():
-    config = base.defaults("activation_boundary", "digits", ("digits",))
-    config.batch_size, config.num_steps, config.optimizer = BATCH, 10**6, sgd()
-    return config
 
 
 def flops(function, *arguments):
