@@ -111,7 +111,9 @@ def run_teacher(
             return setting.teacher.apply(variables, image, train=False)
         return setting.teacher.apply(variables, image, train=True, mutable=["batch_stats"])[0]
 
-    return one(carried.teacher) if setting.num_teachers == 1 else jax.vmap(one)(carried.teacher)
+    # One after another: vmapped convolutions over kernels are slow on CPUs.
+    several = setting.num_teachers > 1
+    return jax.lax.map(one, carried.teacher) if several else one(carried.teacher)
 
 
 def tap_shapes(setting: Setting, model: Any) -> dict[str, Any]:
