@@ -82,10 +82,30 @@ def conv_general_dilated(
 ) -> Float[Array, "batch h w c_out"]:
     """As `flax.linen.Conv(conv_general_dilated=...)` calls it: [B, H, W, C] and [h, w, C, D].
 
-    Reverse mode of any order; no forward mode. With groups or a precision, and for other ranks than
-    images, it is `jax.lax.conv_general_dilated` itself.
+    Reverse mode of any order; no forward mode. Depthwise convolutions without dilation are
+    `conv_depthwise` on CPUs. With other groups or a precision, and for other ranks than images, it
+    is `jax.lax.conv_general_dilated` itself.
     """
-    if lhs.ndim != 4 or feature_group_count != 1 or precision is not None:
+    groups, whole = (
+        feature_group_count,
+        all(step == 1 for pair in (lhs_dilation, rhs_dilation) for step in pair or (1, 1)),
+    )
+    if lhs.ndim == 4 and 1 < groups == lhs.shape[-1] == rhs.shape[-1] and whole and not precision:
+        pads = _pads(lhs, rhs, tuple(window_strides), padding, (1, 1))
+        return jax.lax.platform_dependent(
+            lhs,
+            rhs,
+            cpu=lambda x, kernel: conv_depthwise(x, kernel, tuple(window_strides), pads),
+            default=lambda x, kernel: jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides,
+                pads,
+                dimension_numbers=_DIMENSIONS,
+                feature_group_count=groups,
+            ),
+        )
+    if lhs.ndim != 4 or groups != 1 or precision is not None:
         return jax.lax.conv_general_dilated(
             lhs,
             rhs,
@@ -94,18 +114,45 @@ def conv_general_dilated(
             lhs_dilation,
             rhs_dilation,
             dimension_numbers if dimension_numbers is not None else _DIMENSIONS,
-            feature_group_count,
+            groups,
             precision=precision,
         )
     strides, apart, dilation = (
         tuple(pair) if pair is not None else (1, 1)
         for pair in (window_strides, lhs_dilation, rhs_dilation)
     )
-    if isinstance(padding, str):
-        kernel = [(k - 1) * d + 1 for k, d in zip(rhs.shape[:2], dilation, strict=True)]
-        padding = jax.lax.padtype_to_pads(lhs.shape[1:3], kernel, strides, padding)
-    pads = tuple((int(before), int(after)) for before, after in padding)
+    pads = _pads(lhs, rhs, strides, padding, dilation)
     return _conv(_Geometry(strides, pads, apart, dilation), lhs, rhs)
+
+
+def _pads(
+    x: Image, kernel: Kernel, strides: tuple[int, ...], padding: Any, dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    if isinstance(padding, str):
+        sizes = [(k - 1) * d + 1 for k, d in zip(kernel.shape[:2], dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], sizes, strides, padding)
+    return tuple((int(before), int(after)) for before, after in padding)
+
+
+def conv_depthwise(
+    x: Image,
+    kernel: Float[Array, "kh kw 1 c_in"],
+    strides: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+) -> Float[Array, "batch h w c_in"]:
+    """One kernel a channel, as a sum of shifted images: h w multiply-adds of whole images.
+
+    So are its gradients, of any order. XLA's grouped convolution on CPUs is many times slower.
+    """
+    rows, columns = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    total = jnp.zeros((), x.dtype)
+    for i in range(rows):
+        for j in range(columns):
+            shifted = x[:, i : i + height : strides[0], j : j + width : strides[1]]
+            total = total + shifted * kernel[i, j, 0]
+    return total
 
 
 def conv_patches(x: Image, kernel: Kernel, stride: int, padding: int) -> Array:

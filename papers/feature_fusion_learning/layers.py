@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.conv import conv_general_dilated
+
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 DENSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -65,6 +67,7 @@ class FusionModule(nn.Module):
             use_bias=False,
             kernel_init=CONV_INIT,
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name="dw",
         )(x)
         x = nn.relu(self._norm("bn1", x, train))
@@ -74,6 +77,7 @@ class FusionModule(nn.Module):
             use_bias=False,
             kernel_init=CONV_INIT,
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name="pw",
         )(x)
         fused = nn.relu(self._norm("bn2", x, train))
@@ -107,6 +111,7 @@ class FusionModule(nn.Module):
                 use_bias=False,
                 kernel_init=CONV_INIT,
                 dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
                 name=f"adapt{i}",
             )(x.astype(self.dtype))
             alike.append(self._norm(f"adapt{i}_bn", x, train))

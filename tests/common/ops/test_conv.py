@@ -53,6 +53,45 @@ def test_values_gradients_and_second_derivatives_are_laxs(kernel, options):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *both)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [((1, 1), "SAME"), ((2, 2), [(1, 1), (1, 1)]), ((2, 1), [(0, 2), (1, 0)])],
+    ids=["same", "stride", "lopsided"],
+)
+def test_depthwise_values_gradients_and_second_derivatives_are_laxs(options):
+    with jax.enable_x64(True):
+        x, kernel = arrays((3, 2), jnp.float64)
+        kernel = kernel[:, :, :1, :3]
+
+        def plain(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x, kernel, *options, dimension_numbers=DIMENSIONS, feature_group_count=3
+            )
+
+        def ours(x, kernel):
+            return conv_general_dilated(x, kernel, *options, feature_group_count=3)
+
+        def slope(conv):
+            return jax.grad(lambda x, k: (jnp.tanh(conv(x, k)) ** 2).sum(), (0, 1))
+
+        def squared(conv):
+            return lambda x, k: sum((s**2).sum() for s in slope(conv)(x, k))
+
+        for make in (slope, lambda conv: jax.value_and_grad(squared(conv), (0, 1))):
+            both = [jax.jit(make(conv))(x, kernel) for conv in (ours, plain)]
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *both)
+
+
+def test_depthwise_is_no_grouped_convolution_on_cpus():
+    x, kernel = arrays((3, 3))
+
+    def loss(kernel):
+        return (conv_general_dilated(x, kernel, (1, 1), "SAME", feature_group_count=3) ** 2).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(kernel[:, :, :1, :3]).compile().as_text()
+    assert " convolution(" not in compiled
+
+
 def test_conv_same_keeps_the_size():
     x, kernel = arrays((3, 3))
     plain = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
@@ -66,6 +105,7 @@ def test_conv_same_keeps_the_size():
         dict(strides=2, padding=1),
         dict(padding="VALID", kernel_size=(2, 2)),
         dict(feature_group_count=3, features=6),
+        dict(feature_group_count=3, features=3, strides=2),
         dict(precision="highest"),
     ],
 )
