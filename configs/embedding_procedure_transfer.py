@@ -4,8 +4,7 @@
 
 digits            100 labelled 8x8 digits and a pool of 1200 without labels, embedded: against the
                   student alone and KD-SVD, and with parts of the method
-cifar100          WRN-40-4 to WRN-16-4, the paper's settings without its black-box part; needs
-                  cifar100
+cifar100          WRN-40-4 to WRN-16-4, the paper's settings; needs cifar100
 cifar100_tenth    the same for a student that sees 5,000 images
 
 What to expect, and how long it took on which machine, is in
@@ -24,7 +23,9 @@ def get_config(variant: str = "digits") -> ConfigDict:
     config = base.defaults("embedding_procedure_transfer", variant, VARIANTS)
     config.model = ConfigDict()
     config.model.method = "iep"  # or "kd_svd", "ce"
-    config.model.terms = ("interim", "alteration")  # the transfer losses, each clipped by itself
+    # The transfer losses, each clipped by itself; also "black_box".
+    config.model.terms = ("interim", "alteration")
+    config.model.num_heads = 7  # of the black-box part
     config.model.incremental = True  # principal axes of all batches of phase 1, or of each batch
     config.model.num_iterations = 2  # I, of the message passing
     config.init = ConfigDict()  # phase 1, before there is a student

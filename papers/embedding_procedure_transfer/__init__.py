@@ -5,6 +5,11 @@ from reprise.papers.embedding_procedure_transfer import embedding_procedure_loss
 interim, alteration = embedding_procedure_losses(params, s_back, s_front, t_back, t_front)
 """
 
+from reprise.papers.embedding_procedure_transfer.black_box import (
+    black_box_estimation_loss,
+    black_box_init,
+    black_box_knowledge_loss,
+)
 from reprise.papers.embedding_procedure_transfer.layers import (
     message_passing,
     message_passing_init,
@@ -29,6 +34,9 @@ __all__ = [
     "affinity_kl",
     "alteration_knowledge_loss",
     "batch_pca",
+    "black_box_estimation_loss",
+    "black_box_init",
+    "black_box_knowledge_loss",
     "cosine_affinity",
     "embedding_procedure_losses",
     "incremental_pca_init",

@@ -20,17 +20,26 @@ from reprise.common.training import distillation_baselines as baselines
 from reprise.common.training.distillation import Carried, Setting
 from reprise.common.training.phase import Phase
 from reprise.papers.embedding_procedure_transfer import layers, losses, parts, projections
+from reprise.papers.embedding_procedure_transfer.black_box import (
+    black_box_estimation_loss,
+    black_box_init,
+    black_box_knowledge_loss,
+)
 from reprise.papers.embedding_procedure_transfer.parts import PAIRS, TAPS
+from reprise.papers.multi_head_graph_distillation import sample_head_mask, split_statistics
 from reprise.papers.svd_distillation import svd_distillation_loss
+
+TERMS = ("interim", "alteration", "black_box")
 
 
 def estimation(setting: Setting, config: ConfigDict) -> Phase:
     """Phase 1: principal axes and message passing of the teacher; there is no student in it.
 
-    The state's params are the networks', by pair of taps; its `Carried.extra` has the axes, "pca",
-    and the networks' statistics, "statistics".
+    With the black-box part, also its attention heads. The state's params are the networks', by kind
+    and pair of taps; its `Carried.extra` has the axes, "pca", and the networks' statistics.
     """
     section, m = config.init, config.model
+    black_box = "black_box" in m.terms
     tx = optimizers.make(section.optimizer, max(section.num_steps, 1))
     draw = distillation_pool.batches(setting, section.batch_size)
     channels = {
@@ -39,13 +48,16 @@ def estimation(setting: Setting, config: ConfigDict) -> Phase:
 
     def init(key: jax.Array, previous: Any) -> Any:
         keys = jax.random.split(key, 1 + len(PAIRS))
-        params: dict[str, Any] = {}
-        statistics: dict[str, Any] = {}
+        params: dict[str, Any] = {"passing": {}, "attention": {}}
+        statistics: dict[str, Any] = {"passing": {}, "attention": {}}
         for each, (pair, (front, back)) in zip(keys[1:], PAIRS.items(), strict=True):
-            half = channels[back] // 2
-            net = layers.message_passing_init(each, half, channels[front] // 2, half)
-            kept = {name: net.pop(name) for name in list(net) if name.endswith(("_mean", "_var"))}
-            params[pair], statistics[pair] = net, kept
+            widths = channels[back] // 2, channels[front] // 2
+            nets = {"passing": layers.message_passing_init(each, *widths, widths[0])}
+            if black_box:
+                heads = jax.random.fold_in(each, 1)
+                nets["attention"] = black_box_init(heads, *widths, m.num_heads)
+            for kind, net in nets.items():
+                params[kind][pair], statistics[kind][pair] = split_statistics(net)
         pca = {name: projections.incremental_pca_init(channels[name]) for name in TAPS}
         teacher = {"params": previous[0].params, "batch_stats": previous[0].model_state}
         extra = {"pca": pca, "statistics": statistics}
@@ -55,13 +67,15 @@ def estimation(setting: Setting, config: ConfigDict) -> Phase:
     def loss(params: Any, carried: Carried, batch: Any, key: jax.Array) -> Any:
         image = distillation_pool.transfer_images(batch)
         _, targets = distillation.run_teacher(setting, carried, image)
-        pca, statistics = carried.extra["pca"], {}
+        pca = carried.extra["pca"]
         _, flat = parts.planes(targets, targets)
         points = parts.project(parts.axes(config, pca, flat), flat)
-        total = jnp.zeros(())
-        for pair, (front, back) in PAIRS.items():
-            affinity, _, statistics[pair] = layers.message_passing(
-                {**params[pair], **carried.extra["statistics"][pair]},
+        nets = merged(params, carried.extra["statistics"])
+        statistics: dict[str, Any] = {kind: {} for kind in nets}
+        total, metrics = jnp.zeros(()), {}
+        for i, (pair, (front, back)) in enumerate(PAIRS.items()):
+            affinity, messages, statistics["passing"][pair] = layers.message_passing(
+                nets["passing"][pair],
                 points[back],
                 points[front],
                 num_iterations=m.num_iterations,
@@ -69,9 +83,24 @@ def estimation(setting: Setting, config: ConfigDict) -> Phase:
             )
             true = projections.cosine_affinity(points[back])
             total = total + losses.affinity_kl(true, affinity).sum()
+            if black_box:
+                heads = nets["attention"][pair]
+                mask = sample_head_mask(jax.random.fold_in(key, i), m.num_heads + 1, len(image))
+                each, new = black_box_estimation_loss(
+                    heads,
+                    points[back],
+                    points[front],
+                    messages,
+                    mask,
+                    num_iterations=m.num_iterations,
+                    num_heads=m.num_heads,
+                )
+                statistics["attention"][pair] = {**split_statistics(heads)[1], **new}
+                metrics[f"estimator_{pair}"] = each.mean()
+                total = total + each.mean()
         if m.incremental:
             pca = {n: projections.incremental_pca_update(pca[n], flat[n]) for n in TAPS}
-        return total, (carried._replace(extra={"pca": pca, "statistics": statistics}), {})
+        return total, (carried._replace(extra={"pca": pca, "statistics": statistics}), metrics)
 
     one_step = state.gradient_step(loss, tx)
 
@@ -91,6 +120,14 @@ def estimation(setting: Setting, config: ConfigDict) -> Phase:
     )
 
 
+def merged(params: Any, statistics: Any) -> dict[str, Any]:
+    """The networks by kind and pair of taps, parameters and statistics together."""
+    return {
+        kind: {pair: {**net, **statistics[kind][pair]} for pair, net in nets.items()}
+        for kind, nets in params.items()
+    }
+
+
 def transfer(setting: Setting, config: ConfigDict) -> Phase:
     """Phase 2: a new student, its cross entropy, and the losses of `model.terms`, each clipped."""
     m = config.model
@@ -99,27 +136,27 @@ def transfer(setting: Setting, config: ConfigDict) -> Phase:
         both = parts.planes(taps, targets)
         pca = parts.axes(config, carried.extra["pca"], both[1])
         ours, theirs = (parts.project(pca, points) for points in both)
-        each = [
-            losses.embedding_procedure_losses(
-                carried.extra["networks"][pair],
-                ours[back],
-                ours[front],
-                theirs[back],
-                theirs[front],
-                num_iterations=m.num_iterations,
+        total = dict.fromkeys(m.terms, jnp.zeros(()))
+        for pair, (front, back) in PAIRS.items():
+            points = ours[back], ours[front], theirs[back], theirs[front]
+            passing = carried.extra["networks"]["passing"][pair]
+            interim, alteration = losses.embedding_procedure_losses(
+                passing, *points, num_iterations=m.num_iterations
             )
-            for pair, (front, back) in PAIRS.items()
-        ]
-        interim, alteration = (sum(term, jnp.zeros(())) for term in zip(*each, strict=True))
-        return {k: v for k, v in (("interim", interim), ("alteration", alteration)) if k in m.terms}
+            each = {"interim": interim, "alteration": alteration}
+            if "black_box" in m.terms:
+                heads = carried.extra["networks"]["attention"][pair]
+                found = black_box_knowledge_loss(heads, *points, num_heads=m.num_heads)
+                each["black_box"] = found.sum()
+            total = {term: value + each[term] for term, value in total.items()}
+        return total
 
     phase = distillation_pool.clipped_transfer(setting, config, terms, pool_statistics=False)
 
     def init(key: jax.Array, previous: Any) -> Any:
         """The student of every other method for this seed, with what phase 1 made."""
         current, before = phase.init(key, None), previous.model_state
-        statistics = before.extra["statistics"]
-        networks = {pair: {**previous.params[pair], **statistics[pair]} for pair in PAIRS}
+        networks = merged(previous.params, before.extra["statistics"])
         extra = {"pca": before.extra["pca"], "networks": networks}
         carried = current.model_state._replace(teacher=before.teacher, extra=extra)
         return current._replace(model_state=carried)
@@ -142,8 +179,8 @@ def method(setting: Setting, config: ConfigDict) -> list[Phase]:
         return [distillation_pool.clipped_transfer(setting, config, kd_svd, pool_statistics=False)]
     if m.method != "iep":
         raise ValueError(f"config.model.method = {m.method!r}: allowed are iep, kd_svd, ce")
-    if not m.terms or not set(m.terms) <= {"interim", "alteration"}:
-        raise ValueError(f"config.model.terms = {m.terms!r}: some of interim, alteration")
+    if not m.terms or not set(m.terms) <= set(TERMS):
+        raise ValueError(f"config.model.terms = {m.terms!r}: some of {', '.join(TERMS)}")
     return [estimation(setting, config), transfer(setting, config)]
 
 
@@ -160,6 +197,8 @@ def study(config: ConfigDict) -> Study:
         "iep": Arm(),
         "interim": Arm({"model.terms": ("interim",)}),
         "alteration": Arm({"model.terms": ("alteration",)}),
+        "black_box": Arm({"model.terms": ("black_box",)}),
+        "with_black_box": Arm({"model.terms": TERMS}),
         "batch_pca": Arm({"model.incremental": False}),
         "ce": Arm({"model.method": "ce"}),
         "kd_svd": Arm({"model.method": "kd_svd"}),
@@ -173,6 +212,8 @@ def study(config: ConfigDict) -> Study:
         iep = gain["iep"]
         above = (iep - gain["kd_svd"]).mean()
         others = {"interim": "interim alone", "alteration": "alteration alone"}
+        others["black_box"] = "black box alone"
+        others["with_black_box"] = "all three"
         others["batch_pca"] = "PCA of each batch"
         rest = ", ".join(f"{label} {gain[arm].mean():+.2f}" for arm, label in others.items())
         text = (

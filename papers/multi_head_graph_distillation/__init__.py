@@ -10,6 +10,7 @@ from reprise.papers.multi_head_graph_distillation.layers import (
     estimate_back_vectors,
     init_params,
     sample_head_mask,
+    split_statistics,
 )
 from reprise.papers.multi_head_graph_distillation.losses import (
     attention_graph_loss,
@@ -26,5 +27,6 @@ __all__ = [
     "multi_head_graph_distillation_loss",
     "principal_vectors",
     "sample_head_mask",
+    "split_statistics",
     "vector_estimation_loss",
 ]

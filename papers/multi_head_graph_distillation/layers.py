@@ -22,15 +22,22 @@ def _wide(x: Any) -> Array:
 
 
 def init_params(
-    key: jax.Array, front_channels: int, back_channels: int, num_heads: int = 8
+    key: jax.Array,
+    front_channels: int,
+    back_channels: int,
+    num_heads: int = 8,
+    num_given: int = 0,
 ) -> dict[str, Array]:
-    """Parameters and running statistics of one pair, He initialised by fan-out."""
+    """Parameters and running statistics of one pair, He initialised by fan-out.
+
+    With num_given the estimator has room for that many graphs from elsewhere.
+    """
     width = (front_channels + back_channels) // 2
     sizes = {
         "sender": (back_channels, width * num_heads),
         "receiver": (front_channels, width * num_heads),
         "value": (front_channels, width),
-        "output": (num_heads * width, back_channels),
+        "output": ((num_heads + num_given) * width, back_channels),
     }
     init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     params: dict[str, Array] = {}
@@ -146,6 +153,7 @@ def estimate_back_vectors(
     logits: Float[Array, "heads batch batch"],
     keep_mask: Float[Array, "heads batch 1"],
     *,
+    given: Float[Array, "extra batch batch"] | None = None,
     train: bool = True,
 ) -> Float[Array, "batch db"]:
     """The back vectors as the graph carries the front vectors there: [B, Db], of length 1.
@@ -157,7 +165,8 @@ def estimate_back_vectors(
       params: of the pair; its `value_` and `output_` parts.
       front: teacher's vectors of the front tap.
       logits: S of the teacher, [A, B, B].
-      keep_mask: of `sample_head_mask`.
+      keep_mask: of `sample_head_mask`, for the heads and then the given graphs.
+      given: graphs from elsewhere, used as they are, without softmax, after the heads.
       train: BatchNorm by the batch, else by its running statistics (which nothing here updates: the
         estimator lives in the first phase alone).
 
@@ -166,13 +175,16 @@ def estimate_back_vectors(
 
     Source: Lee, Song, BMVC 2019, the estimator.
     """
-    heads, batch = logits.shape[0], len(front)
-    if logits.shape != (heads, batch, batch) or keep_mask.shape != (heads, batch, 1):
+    batch = len(front)
+    given = jnp.zeros((0, batch, batch)) if given is None else _wide(given)
+    square = all(x.ndim == 3 and x.shape[1:] == (batch, batch) for x in (logits, given))
+    if not square or keep_mask.shape != (len(logits) + len(given), batch, 1):
         raise ValueError(
-            f"estimate_back_vectors: logits {logits.shape} and keep_mask {keep_mask.shape} must be "
-            f"[A, {batch}, {batch}] and [A, {batch}, 1] for front {front.shape}"
+            f"estimate_back_vectors: logits {logits.shape}, given {given.shape} and keep_mask "
+            f"{keep_mask.shape} must be [A, {batch}, {batch}], [G, {batch}, {batch}] and "
+            f"[A + G, {batch}, 1] for front {front.shape}"
         )
-    graph = jax.nn.softmax(_wide(logits), -1) * keep_mask
+    graph = jnp.concatenate([jax.nn.softmax(_wide(logits), -1), given]) * keep_mask
     value = jnp.matmul(_wide(front), _wide(params["value_kernel"]), precision="highest")
     value = jax.nn.relu(_normalised(params, "value", value, train, None)[0])
     moved = jnp.einsum("aij,jd->iad", graph, value, precision="highest").reshape(batch, -1)

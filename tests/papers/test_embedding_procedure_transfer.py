@@ -173,6 +173,52 @@ def test_gradients_in_float64_and_finite_in_bfloat16():
     assert slope.dtype == jnp.bfloat16 and jnp.isfinite(slope).all()
 
 
+def test_black_box_estimation_is_the_equation():
+    """Attention heads carry the front points to the back, beside a graph of the messages."""
+    back, front = PAIR[2:]
+    messages = np.asarray(passing(PARAMS, back, front)[1])
+    heads, width, batch = 3, 7, len(back)  # D = (6 + 8) // 2
+    net = iep.black_box_init(jax.random.key(0), 8, 6, heads)
+    assert net["output_kernel"].shape == ((heads + 1) * width, 8)
+    mask = RNG.integers(0, 2, (heads + 1, batch, 1)).astype(np.float32)
+
+    def loss(net, *given):
+        return iep.black_box_estimation_loss(net, *given, mask, num_heads=heads)
+
+    got, new = jax.jit(loss)(net, back, front, messages)
+
+    def normalised(name, x):
+        x = x @ np.asarray(net[f"{name}_kernel"], np.float64)
+        near(new[f"{name}_bn_mean"], 0.1 * x.mean(0)) if name != "value" else None
+        return (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+
+    sender = normalised("sender", back).reshape(batch, width, heads)
+    receiver = normalised("receiver", front).reshape(batch, width, heads)
+    graph = np.exp(np.einsum("ida,jda->aij", sender, receiver))
+    graph /= graph.sum(-1, keepdims=True)
+    graph = np.concatenate([graph, 2 * messages.mean(-1)[None]]) * mask
+    moved = np.einsum("aij,jd->iad", graph, np.maximum(normalised("value", front), 0))
+    out = moved.reshape(batch, -1) @ np.asarray(net["output_kernel"], np.float64)
+    out /= np.linalg.norm(out, axis=-1, keepdims=True)
+    near(got, 1 - (out * back).sum(-1), 1e-3)
+    slopes = jax.jit(jax.grad(lambda *a: loss(*a)[0].sum(), (1, 2, 3)))(net, back, front, messages)
+    assert all((slope == 0).all() for slope in slopes)
+
+
+def test_black_box_knowledge():
+    """0 for the teacher itself; teacher and heads get no gradient, the student a true one."""
+    net = iep.black_box_init(jax.random.key(0), 8, 6, 3)
+    heads = jax.jit(lambda net, *pair: iep.black_box_knowledge_loss(net, *pair, num_heads=3).sum())
+    np.testing.assert_allclose(heads(net, *PAIR[2:], *PAIR[2:]), 0, atol=1e-6)
+    slopes = jax.jit(jax.grad(heads, range(5)))(net, *PAIR)
+    assert all((slope == 0).all() for slope in jax.tree.leaves((slopes[0], slopes[3:])))
+    with jax.enable_x64(True):
+        pair = [x.astype(np.float64) for x in PAIR]
+        check_grads(lambda *ours: heads(net, *ours, *pair[2:]), pair[:2], 1, modes=["rev"])
+    with pytest.raises(ValueError, match="sender_kernel"):
+        iep.black_box_knowledge_loss(net, *PAIR, num_heads=4)
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 3, 3, 4\).*same \[B, H, W, C\]"):
         iep.stacked_pca_vectors(jnp.zeros((2, 3, 3, 4)), jnp.zeros((2, 3, 3, 5)))
@@ -243,12 +289,14 @@ def tiny(tmp_path, **fields):
 def test_recipe_trains_resumes_and_draws(tmp_path, caplog):
     from reprise.papers.embedding_procedure_transfer import figures
 
-    config = tiny(tmp_path, **{"checkpoint.every": 2})
+    config = tiny(tmp_path, **{"checkpoint.every": 2, "model.terms": recipe.TERMS})
     done = run.run(config, tmp_path / "whole")
     assert 0 <= done.metrics[0]["accuracy"] <= 1
     extra = done.state.model_state.extra
     assert all((pca["singular_values"] > 0).all() for pca in extra["pca"].values())
-    assert all((net["gate_bn_var"] != 1).all() for net in extra["networks"].values())
+    networks = extra["networks"]
+    assert all((net["gate_bn_var"] != 1).all() for net in networks["passing"].values())
+    assert all((net["sender_bn_var"] != 1).all() for net in networks["attention"].values())
     folder = tmp_path / "whole" / "checkpoints" / "2-student"
     shutil.rmtree(folder / "4")
     (folder / "4.json").unlink()
@@ -272,12 +320,13 @@ def stepped(phases):
 
 def test_every_arm_of_the_study_builds(tmp_path):
     study = recipe.study(run.load_config("embedding_procedure_transfer"))
-    assert list(study.arms) == ["iep", "interim", "alteration", "batch_pca", "ce", "kd_svd"]
+    parts = ["interim", "alteration", "black_box", "with_black_box", "batch_pca"]
+    assert list(study.arms) == ["iep", *parts, "ce", "kd_svd"]
     for arm in study.arms.values():
         stepped(recipe.phases(tiny(tmp_path, **arm.overrides)))
     with pytest.raises(ValueError, match=r"config.model.method = 'spca'"):
         recipe.phases(tiny(tmp_path, **{"model.method": "spca"}))
-    with pytest.raises(ValueError, match="some of interim, alteration"):
+    with pytest.raises(ValueError, match="some of interim, alteration, black_box"):
         recipe.phases(tiny(tmp_path, **{"model.terms": ("final",)}))
 
 
