@@ -32,6 +32,8 @@ class Entry(NamedTuple):
       variant: of the paper's config, whose other fields hold; "": its first.
       fixed: fields of the paper's model section that this batch size changes.
       also: further changes of the comparison's config.
+      own_networks: its first phase trains networks of its own: with the paper's optimiser, as many
+        updates as the student's.
     """
 
     field: str = ""
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     variant: str = ""
     fixed: Mapping[str, Any] = MappingProxyType({})
     also: Mapping[str, Any] = MappingProxyType({})
+    own_networks: bool = False
 
 
 BASELINES = {
@@ -56,7 +59,7 @@ PAPERS = {
     ),
     "overhaul_distillation": Entry("alpha", (1e-3, 3e-3)),
     # From one teacher FEED is factor transfer; beta as the square root of a factor's size.
-    "feed": Entry("beta", (250.0, 75.0)),
+    "feed": Entry("beta", (250.0, 75.0), own_networks=True),
     # Two students and no teacher; the accuracy is theirs on average. It has no weight, and the
     # three below clip their gradients by the cross entropy's: there is nothing to tune.
     "feature_fusion_learning": Entry("rampup", (1.35,)),
@@ -73,11 +76,14 @@ def of_paper(config: ConfigDict) -> ConfigDict:
     name = config.model.method
     entry = PAPERS[name]
     text = f"{name}:{entry.variant}" if entry.variant else name
-    own = run.load_config(text).model.copy_and_resolve_references()
+    papers = run.load_config(text)
+    own = papers.model.copy_and_resolve_references()
     own.update(entry.fixed)
     own[entry.field] = type(own[entry.field])(config.model.value)
     merged = config.copy_and_resolve_references()
     merged.model = own
+    if entry.own_networks:
+        merged.init.optimizer, merged.init.num_steps = papers.init.optimizer, config.num_steps
     return merged
 
 
@@ -173,10 +179,8 @@ def chosen(results: Results) -> tuple[str, bool]:
 
 
 # By `cifar10_30k_tuning`; see results/distillation_comparison/.
-ALL = {name: entry.tries[0] for name, entry in ENTRIES.items()} | {
+CHOSEN = {name: entry.tries[0] for name, entry in ENTRIES.items()} | {
     "fitnet": 10.0,
     "at": 50.0,
     "overhaul_distillation": 3e-3,
 }
-# The fusion module's depthwise convolutions, in a loop on a CPU, take longer than all other rows.
-CHOSEN = {name: value for name, value in ALL.items() if name != "feature_fusion_learning"}

@@ -41,7 +41,10 @@ def procedure(config: ConfigDict, states: Mapping[str, list[Any]], directory: Pa
         (_, taps), _ = setting.student.apply(variables, image, train=True, mutable=["batch_stats"])
         points = parts.planes(taps, targets)
         pca = parts.axes(config, carried.extra["pca"], points[1])
-        return [_stages(config, carried.extra["networks"]["passing"], parts.project(pca, p)) for p in points]
+        return [
+            _stages(config, carried.extra["networks"]["passing"], parts.project(pca, p))
+            for p in points
+        ]
 
     seen = {name: see(variables) for name, variables in students.items()}
     shown = {"teacher": seen["student, alone"][1], **{k: v[0] for k, v in seen.items()}}

@@ -49,6 +49,11 @@ def test_a_papers_section_takes_the_tuned_value():
     own = recipe.of_paper(config)
     assert own.model.scale == 0.5 and own.model.margin == 1.0
     assert own.num_steps == config.num_steps
+    assert own.init == config.init
+    # Networks beside a frozen teacher keep the paper's optimiser.
+    config.model.method = "feed"
+    init = recipe.of_paper(config).init
+    assert init.optimizer.name == "adam" and init.num_steps == config.num_steps
 
 
 def test_validation_chooses():
