@@ -6,6 +6,7 @@ line each: field, value, what is allowed.
 """
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -136,6 +137,12 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
     _require("checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 0, "0 or more")
     _require("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "1 or more")
     _require("log.every", config.log.every, config.log.every >= 1, "must be 1 or more")
+    _require(
+        "log.wandb",
+        config.log.wandb,
+        not config.log.wandb or importlib.util.find_spec("wandb") is not None,
+        "needs the package wandb: pip install wandb",
+    )
     first, last = config.profile_steps
     _require("profile_steps", config.profile_steps, 0 <= first <= last, "must be (first, last)")
 

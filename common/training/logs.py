@@ -1,5 +1,6 @@
 """Where metrics go: metrics.jsonl, and TensorBoard and W&B where asked."""
 
+import hashlib
 import json
 import os
 import sys
@@ -41,9 +42,16 @@ class MetricsLog:
         if section.wandb:
             import wandb
 
+            # The same workdir is the same W&B run, so that a resumed run goes on in its curves.
+            where = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]
             self._wandb = wandb.init(
-                project=section.wandb, name=name, dir=str(workdir), id=name, resume="allow"
+                project=section.wandb,
+                name=name,
+                dir=str(workdir),
+                id=f"{name}-{where}".replace(":", "-"),
+                resume="allow",
             )
+            self._wandb.define_metric("*", step_metric="step")
 
     def rewind(self, keep: Any) -> None:
         """Drops the rows that a resumed run writes again, and a row cut off by a crash.

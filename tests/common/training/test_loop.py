@@ -379,3 +379,40 @@ def test_tensorboard_timing_and_profiler_traces(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert timing[-1]["steps_per_second"] > 0 and timing[-1]["examples_per_second"] > 0
+
+
+class Recorder:
+    """What a W&B run was told, in place of the package."""
+
+    def __init__(self):
+        self.opened, self.logged, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.opened.append(options)
+        return self
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
+
+    def log(self, row):
+        self.logged.append(row)
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_weights_and_biases_gets_every_row_of_one_run_per_workdir(tmp_path, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "wandb")
+    config = toy.get_config(**{"log.wandb": "project"})
+    for workdir in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
+        run.train(toy.phases, config, workdir)
+        shutil.rmtree(workdir)
+    ids = [options["id"] for options in recorder.opened]
+    assert ids[0] == ids[1] != ids[2] and recorder.finished == 3
+    assert {options["project"] for options in recorder.opened} == {"project"}
+    assert any("main/train/seed0/loss" in row and row["step"] > 0 for row in recorder.logged)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"config.log.wandb = 'project': .* pip install wandb"):
+        run.train(toy.phases, config, tmp_path)
