@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.interpreters import ad
 
 Loss = Callable[..., tuple[Any, tuple[Any, dict[str, jax.Array]]]]
 Combine = Callable[[dict[str, Any], jax.Array], Any]  # (gradient of each term, step) -> gradient
@@ -82,7 +83,8 @@ def gradient_step(
 
     def apart(params: Any, *rest: Any) -> Any:
         terms, pull, aux = jax.vjp(lambda p: loss(p, *rest), params, has_aux=True)
-        zeros = jax.tree.map(jnp.zeros_like, terms)
+        # Symbolic zeros: no term's gradient passes through what belongs to another alone.
+        zeros = {name: ad.Zero(jax.typeof(value)) for name, value in terms.items()}
         each = {name: pull({**zeros, name: jnp.ones_like(terms[name])})[0] for name in terms}
         return (sum(terms.values()), aux), each
 
