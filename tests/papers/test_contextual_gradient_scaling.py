@@ -363,7 +363,8 @@ spread = jax.device_put(batch, NamedSharding(mesh, P("data")))
 t.close(step(params, generator, *spread), plain, rtol=1e-4, atol=1e-6)
 print("ok")
 """
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT
     )

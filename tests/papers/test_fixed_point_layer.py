@@ -334,7 +334,8 @@ print("ok")
 
 
 def test_shard_map_with_an_axis_name_agrees_on_when_to_stop():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, cwd=ROOT
     )

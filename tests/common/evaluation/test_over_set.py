@@ -62,7 +62,7 @@ print("ok", jax.device_count())
 
 
 def run(devices, **env):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **env}
     return subprocess.Popen(
         [sys.executable, "-c", DEVICES],

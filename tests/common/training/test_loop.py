@@ -24,7 +24,7 @@ import toy  # noqa: E402
 
 
 def start(workdir, *fields, devices=1, env=()):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **dict(env)}
     return subprocess.Popen(
         [sys.executable, str(TOY), str(workdir), *fields],
@@ -99,7 +99,7 @@ def test_a_workdir_of_another_config_is_refused_by_field(plain):
         run.train(toy.phases, toy.get_config(**{"optimizer.learning_rate": 0.5}), plain)
 
 
-@pytest.mark.parametrize("trial", range(3))
+@pytest.mark.parametrize("trial", range(2))
 def test_killed_at_any_moment_resumes_to_the_same_bits(plain, tmp_path, trial):
     rng = random.Random(trial)
     kills = 0
@@ -205,7 +205,8 @@ large = built.state.params["w"], built.state.opt_state[0][0].mu["w"]
 leaves = [*large, built.state.params["v"], built.state.step]
 print([tuple(x.sharding.spec) for x in leaves])
 """
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     args = [sys.executable, "-c", code, str(TOY.parent)]
     out = subprocess.run(args, env=env, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[(None, 'fsdp'), (None, 'fsdp'), ('fsdp',), ()]"
