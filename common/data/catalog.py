@@ -100,6 +100,19 @@ _ALL = [
         "public domain or CC0/CC BY, see the two packages",
     ),
     DataInfo(
+        "karate",
+        "bundled",
+        {"full": 1},
+        {
+            "features": ((34, 34), "float32"),
+            "labels": ((34,), "int32"),
+            "edges": ((78, 2), "int32"),
+        },
+        2,
+        "networkx karate_club_graph; the features are the nodes themselves, the classes its clubs",
+        "facts published in Zachary 1977",
+    ),
+    DataInfo(
         "bibtex",
         "tfds",
         {"train": 4880, "test": 2515},

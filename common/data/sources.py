@@ -272,4 +272,20 @@ class _Photos:
         return {"image": np.asarray(Image.open(self.paths[index]).convert("RGB"))}
 
 
-_BUNDLED: dict[str, Callable[[str], Any]] = {"digits": _digits, "photos": _Photos}
+def _karate(split: str) -> dict[str, np.ndarray]:
+    import networkx as nx
+
+    graph = nx.karate_club_graph()
+    clubs = [club != "Mr. Hi" for _, club in graph.nodes(data="club")]
+    return {
+        "features": np.eye(len(clubs), dtype=np.float32)[None],
+        "labels": np.asarray(clubs, np.int32)[None],
+        "edges": np.asarray(graph.edges, np.int32)[None],
+    }
+
+
+_BUNDLED: dict[str, Callable[[str], Any]] = {
+    "digits": _digits,
+    "photos": _Photos,
+    "karate": _karate,
+}

@@ -5,6 +5,7 @@ import pytest
 
 from reprise.common.data.graphs import (
     has_edge,
+    load_graph,
     make_graph,
     planted_graph,
     sample_non_edges,
@@ -56,6 +57,14 @@ def test_planted_graphs_have_their_shares_of_edges():
     assert set(np.unique(one.features)) == {0, 1} and one.features.shape == (240, 100)
     with pytest.raises(ValueError, match=r"inside = 1.5: must be in \[0, 1\]"):
         planted_graph(0, inside=1.5)
+
+
+def test_the_karate_club_is_bundled():
+    graph = load_graph("karate")
+    assert graph.features.shape == (34, 34) and graph.edges.shape == (2, 2 * 78)
+    assert np.bincount(graph.labels).tolist() == [17, 17]
+    degree = np.bincount(graph.edges[0])
+    assert degree.argmax() == 33 and degree.max() == 17 and degree[0] == 16
 
 
 def test_what_is_no_graph_is_refused():
