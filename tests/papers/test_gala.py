@@ -489,3 +489,18 @@ def test_every_variant_builds_its_real_model(variant, arm, monkeypatch):
         assert "loss" in built.metrics
         previous = built.state
     run.recipe(config).study(config)
+
+
+def test_the_grid_prints_the_best_mean_of_each_network():
+    config = run.load_config("gala:cora_grid")
+    study = run.recipe(config).study(config)
+    assert len(study.arms) == 12
+    results = {
+        arm: {"acc_kmeans_l2": np.array([0.5, 0.5]), "acc_spectral_raw@5": np.array([0.9, 0.0])}
+        for arm in study.arms
+    }
+    results["gala 256-128 0.001"]["acc_kmeans_l2@20"] = np.array([0.7, 0.78])
+    text, holds = study.claim(results)
+    assert "gala 0.740 (256-128 0.001 kmeans_l2@20); smoothing_decoder 0.500" in text and holds
+    results["vgae 32-16"]["acc_kmeans_l2"] = np.array([0.73, 0.73])
+    assert not study.claim(results)[1]
