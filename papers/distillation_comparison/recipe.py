@@ -180,6 +180,7 @@ def chosen(results: Results) -> tuple[str, bool]:
 
 # By `cifar10_30k_tuning`; see results/distillation_comparison/.
 CHOSEN = {name: entry.tries[0] for name, entry in ENTRIES.items()} | {
+    "kd": 4.0,
     "fitnet": 10.0,
     "at": 50.0,
     "overhaul_distillation": 3e-3,
