@@ -1,6 +1,7 @@
 """Every test sees one CPU device and a compilation cache of its own."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,9 +11,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import annotated
+
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+annotated.install()
 
 
 @pytest.fixture(autouse=True)

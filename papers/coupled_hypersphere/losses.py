@@ -51,7 +51,7 @@ def _nearest(
 def attraction_and_repulsion(
     phi: Float[Array, "batch height width d"],
     memory_bank: Float[Array, "m d"],
-    radius: Float[Array, ""],
+    radius: Float[Array, ""] | float,
     *,
     num_attract: int = 3,
     num_repel: int = 3,
@@ -79,7 +79,7 @@ def attraction_and_repulsion(
 def coupled_hypersphere_loss(
     phi: Float[Array, "batch height width d"],
     memory_bank: Float[Array, "m d"],
-    radius: Float[Array, ""],
+    radius: Float[Array, ""] | float,
     *,
     num_attract: int = 3,
     num_repel: int = 3,
