@@ -208,13 +208,15 @@ def both(images, labels):
     return rows, mask, score, target, near
 images = jnp.asarray(t.IMAGES[:8])
 labels = t.network(images).argmax(-1).at[1].set(0)
+both = jax.jit(both)
 plain = both(images, labels)
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-found = jax.jit(both)(*jax.device_put((images, labels), NamedSharding(mesh, P("data"))))
+found = both(*jax.device_put((images, labels), NamedSharding(mesh, P("data"))))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, plain)
 print("ok")
 """
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT
     )
@@ -237,7 +239,7 @@ def tiny(tmp_path, variant="spiral", **fields):
     few = {
         "teacher.num_steps": 4,
         "num_steps": 4,
-        "steps_per_dispatch": 2,
+        "steps_per_dispatch": 1,
         "model.num_walk": 2,
         "model.similarity_images": 6,
         "cache_dir": str(tmp_path / "cache"),

@@ -9,30 +9,45 @@ from reprise.common.training import distillation_setting, run
 from reprise.papers.distillation_comparison import recipe
 
 
-def built(config, monkeypatch, size):
-    def few(name, split, data_dir):
-        rows = config.batch_size
-        image = np.zeros((rows, size, size, 3), np.float32)
-        return {"image": image, "label": np.zeros(rows, np.int32)}
-
-    monkeypatch.setattr(distillation_setting, "_normalised", few)
-    previous = None
-    for phase in recipe.phases(config):
+def stepped(phases, previous=None):
+    """Every phase's state and step, by shapes alone; the state after the first phase."""
+    first = None
+    for phase in phases:
         state = jax.eval_shape(phase.init, jax.random.key(0), previous)
         after, _ = jax.eval_shape(phase.step, state, phase.batches, jax.random.key(0))
         assert jax.tree.structure(after) == jax.tree.structure(state)
+        first = first or state
         previous = state
+    return first
+
+
+def phases(config, monkeypatch):
+    def few(name, split, data_dir):
+        rows = config.batch_size
+        image = np.zeros((rows, 32, 32, 3), np.float32)
+        return {"image": image, "label": np.zeros(rows, np.int32)}
+
+    monkeypatch.setattr(distillation_setting, "_normalised", few)
+    return recipe.phases(config)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """The state of the teacher, the same for every method."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        config = run.load_config("distillation_comparison:cifar10_30k")
+        return stepped(phases(config, monkeypatch)[:1])
 
 
 @pytest.mark.parametrize("name", recipe.ENTRIES)
-def test_every_method_builds_on_one_pair(name, monkeypatch):
+def test_every_method_builds_on_one_pair(name, teacher, monkeypatch):
     config = run.load_config("distillation_comparison:cifar10_30k")
     arm = recipe.arm(config, name, recipe.ENTRIES[name].tries[-1])
-    built(configs.apply_overrides(config, arm.overrides), monkeypatch, 32)
+    stepped(phases(configs.apply_overrides(config, arm.overrides), monkeypatch)[1:], teacher)
 
 
 def test_the_variant_for_a_gpu_builds(monkeypatch):
-    built(run.load_config("distillation_comparison:cifar100"), monkeypatch, 32)
+    stepped(phases(run.load_config("distillation_comparison:cifar100"), monkeypatch))
 
 
 def test_first_phases_are_taken_from_the_students_budget():
@@ -77,10 +92,10 @@ def test_the_embedded_study_runs(tmp_path):
     few = {
         "model.teacher": "cnn-2",
         "model.student": "cnn-2",
-        "teacher.num_steps": 2,
+        "teacher.num_steps": 0,
         "init.num_steps": 2,
         "num_steps": 2,
-        "steps_per_dispatch": 2,
+        "steps_per_dispatch": 1,
         "cache_dir": str(tmp_path / "cache"),
         "compilation_cache": "",
     }

@@ -1,5 +1,6 @@
 """IEP: the original's numbers, what the maths promises, and the recipe."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -262,7 +263,8 @@ print("same")
 
 
 def test_eight_devices_give_what_one_gives(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", flags)
     done = subprocess.run([sys.executable, "-c", EIGHT], capture_output=True, text=True)
     assert done.stdout.strip() == "same", done.stderr
 
@@ -274,14 +276,13 @@ def tiny(tmp_path, **fields):
         "model.student": "pooled-4-1",
         "batch_size": 8,
         "init.batch_size": 8,
-        "teacher.num_steps": 2,
+        "teacher.num_steps": 0,
         "init.num_steps": 2,
         "num_steps": 4,
-        "steps_per_dispatch": 2,
+        "steps_per_dispatch": 1,
         "cache_dir": str(tmp_path / "cache"),
         "compilation_cache": "",
         "optimizer.schedule.args.boundaries": (2, 3),
-        "teacher.optimizer.schedule.args.boundaries": (1,),
     }
     return configs.apply_overrides(config, {**few, **fields})
 
@@ -292,7 +293,7 @@ def test_recipe_trains_resumes_and_draws(tmp_path, caplog):
     config = tiny(tmp_path, **{"checkpoint.every": 2, "model.terms": recipe.TERMS})
     done = run.run(config, tmp_path / "whole")
     assert 0 <= done.metrics[0]["accuracy"] <= 1
-    extra = done.state.model_state.extra
+    extra = jax.device_get(done.state.model_state.extra)
     assert all((pca["singular_values"] > 0).all() for pca in extra["pca"].values())
     networks = extra["networks"]
     assert all((net["gate_bn_var"] != 1).all() for net in networks["passing"].values())
@@ -334,10 +335,13 @@ def few_images(name, split, data_dir):
     return {"image": np.zeros((128, 32, 32, 3), np.float32), "label": np.zeros(128, np.int32)}
 
 
-@pytest.mark.parametrize("variant", ["cifar100", "cifar100_tenth"])
-def test_the_papers_variants_build(variant, monkeypatch):
+def test_the_papers_variants_build(monkeypatch):
     monkeypatch.setattr(distillation_setting, "_normalised", few_images)
-    stepped(recipe.phases(run.load_config(f"embedding_procedure_transfer:{variant}")))
+    stepped(recipe.phases(run.load_config("embedding_procedure_transfer:cifar100")))
+    # The other one differs in its number of examples, so of steps, alone.
+    few = run.load_config("embedding_procedure_transfer:cifar100_tenth")
+    assert few.data.count == 5_000 and few.num_steps == 100 * (5_000 // 128)
+    assert len(recipe.phases(few)) == 3
 
 
 def test_any_setting_with_equal_maps(tmp_path):

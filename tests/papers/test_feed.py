@@ -155,7 +155,8 @@ found = loss(*jax.device_put((g, f), NamedSharding(mesh, P(None, "data"))))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), found, plain)
 print("ok", jax.device_count())
 """
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=ROOT
     )
@@ -172,7 +173,7 @@ def tiny(tmp_path, **fields):
         "teacher.num_steps": 0,
         "init.num_steps": 2,
         "num_steps": 4,
-        "steps_per_dispatch": 2,
+        "steps_per_dispatch": 1,
         "cache_dir": str(tmp_path / "cache"),
         "compilation_cache": "",
         "optimizer.schedule.args.boundaries": (2, 3),
