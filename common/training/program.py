@@ -93,7 +93,8 @@ def build(
         return state, jnp.stack(values) if values else jnp.zeros((0,), jnp.float32)
 
     def init_all(keys: jax.Array, previous: Any) -> Any:
-        return (jax.vmap(init_one) if many else init_one)(keys, previous)
+        # No weak types: the state that a step returns has none, and would compile it once more.
+        return jax.tree.map(_strong, (jax.vmap(init_one) if many else init_one)(keys, previous))
 
     def step_all(state: Any, batch: Any, keys: jax.Array, step: jax.Array) -> Any:
         if not many:
@@ -159,6 +160,12 @@ def build(
             out_shardings=(shardings, whole),
         ),
     )
+
+
+def _strong(x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return x if is_key else jax.lax.convert_element_type(x, x.dtype)
 
 
 def _check_unchanged(name: str, before: Any, after: Any) -> None:

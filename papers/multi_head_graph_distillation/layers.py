@@ -47,7 +47,7 @@ def init_params(
             params["output_bias"] = jnp.zeros(back_channels)
             continue
         for part, fill in (("scale", 1.0), ("bias", 0.0), ("mean", 0.0), ("var", 1.0)):
-            params[f"{name}_bn_{part}"] = jnp.full(size[1], fill)
+            params[f"{name}_bn_{part}"] = jnp.full(size[1], fill, jnp.float32)
     return params
 
 
