@@ -201,7 +201,7 @@ def _grid(config: ConfigDict) -> Study:
     for arm in ("gala", "smoothing_decoder"):
         for widths in ((800, 700), (256, 128)):
             for rate in (1e-3, 1e-4):
-                changes = {"model.arm": arm, "model.widths": widths}
+                changes: dict[str, Any] = {"model.arm": arm, "model.widths": widths}
                 changes["optimizer.learning_rate"] = rate
                 arms[f"{arm} {widths[0]}-{widths[1]} {rate:g}"] = Arm(changes)
     for arm in ("gae", "vgae"):
