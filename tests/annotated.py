@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import threading
 import types
+import typing
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ def checked(function: types.FunctionType) -> Any:
     give.__signature__ = inspect.signature(function)
     compare = jaxtyped(give, typechecker=beartype)
     on_host = "ndarray" in str(give.__signature__)
+    announced = {name: p.annotation for name, p in give.__signature__.parameters.items()}
 
     def as_jax(x: Any) -> Any:
         return jnp.asarray(x) if isinstance(x, np.ndarray) and not on_host else x
@@ -40,7 +42,14 @@ def checked(function: types.FunctionType) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         out = function(*args, **kwargs)
-        args, kwargs, returned.value = jax.tree.map(as_jax, (args, kwargs, out))
+        given = give.__signature__.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            # An array without axes counts as a number, and an int as a float.
+            if announced[name] in (float, int) and np.ndim(value) == 0:
+                given.arguments[name] = announced[name](0)
+            elif isinstance(value, int) and float in typing.get_args(announced[name]):
+                given.arguments[name] = float(value)
+        args, kwargs, returned.value = jax.tree.map(as_jax, (given.args, given.kwargs, out))
         compare(*args, **kwargs)
         return out
 

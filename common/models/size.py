@@ -45,6 +45,9 @@ def _products(jaxpr: Any) -> int:
     for eqn in jaxpr.eqns:
         inner = [value.jaxpr for value in eqn.params.values() if hasattr(value, "jaxpr")]
         total += sum(map(_products, inner))
+        # Branches are those of platforms; the one with products is what a paper counts.
+        branches = eqn.params.get("branches", ())
+        total += max((_products(branch.jaxpr) for branch in branches), default=0)
         dims, out = eqn.params.get("dimension_numbers"), eqn.outvars[0].aval
         if eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval

@@ -71,7 +71,7 @@ def conv_same(x: Image, kernel: Kernel) -> Float[Array, "batch height width c_ou
 
 def conv_general_dilated(
     lhs: Image,
-    rhs: Kernel,
+    rhs: Float[Array, "kh kw c_in_per_group c_out"],
     window_strides: Any,
     padding: Any,
     lhs_dilation: Any = None,

@@ -5,15 +5,15 @@ from jaxtyping import Array, Float
 
 
 def bss_loss_weights(
-    epoch: Float[Array, ""] | float, num_epochs: float
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    epoch: Float[Array, "..."] | float, num_epochs: float
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """(alpha, beta), the weights of KD on clean images and on boundary supporting samples.
 
     alpha = max(3 (1 - e / E), 0) + 1 falls from 4 to 1; beta = max(2 (1 - 4 e / (3 E)), 0) falls
     from 2 to 0 at e = 0.75 E and stays there. The loss is CE + alpha L_kd + beta L_bss.
 
     Args:
-      epoch: e, from 1.
+      epoch: e, from 1; any shape.
       num_epochs: E.
 
     Raises:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 def patch_features(
-    maps: Sequence[Float[Array, "batch height width channels"]],
+    maps: Sequence[Float[Array, "batch _ _ _"]],
 ) -> Float[Array, "batch height width all_channels"]:
     """Pools every map over 3x3, brings all to the first one's size, and concatenates: o1, o2, o3.
 

@@ -4,7 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from reprise.papers.disentangled_options.gaussian import (
     gaussian_hellinger_regularizer,
@@ -18,7 +18,7 @@ Trace = Int[Array, "time ..."]
 def option_indicators(
     option_logits: Float[Array, "time ... options actions"],
     option_trace: Trace,
-    terminations: Float[Array, "time ..."],
+    terminations: Real[Array, "time ..."],
     *,
     temperature: float = 1.0,
 ) -> dict[str, Float[Array, ""]]:
@@ -62,7 +62,7 @@ def gaussian_option_indicators(
     mean: Float[Array, "time ... options size"],
     log_std: Float[Array, "time ... options size"],
     option_trace: Trace,
-    terminations: Float[Array, "time ..."],
+    terminations: Real[Array, "time ..."],
     key: Array,
     *,
     samples: int = 16,
@@ -106,7 +106,7 @@ def gaussian_option_indicators(
 
 
 def usage_indicators(
-    option_trace: Trace, terminations: Float[Array, "time ..."], num_options: int
+    option_trace: Trace, terminations: Real[Array, "time ..."], num_options: int
 ) -> dict[str, Float[Array, ""]]:
     """The entries of `option_indicators` that the policies have no part in."""
     usage = jax.nn.one_hot(option_trace, num_options).reshape(-1, num_options).mean(0)

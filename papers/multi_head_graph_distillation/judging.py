@@ -17,8 +17,8 @@ BATCHES = 11  # test batches at most: graphs depend on how many examples they ha
 
 
 def teacher_vectors(
-    features: Sequence[Float[Array, "batch h w c"]],
-) -> list[Float[Array, "batch c"]]:
+    features: Sequence[Float[Array, "batch _ _ _"]],
+) -> list[Float[Array, "batch _"]]:
     """The teacher's side of `principal_vectors`, without a student."""
     flat = [x.reshape(len(x), -1, x.shape[-1]) for x in features]
     return [canonicalize_sign(truncated_svd(x, 1)[1])[..., 0] for x in flat]

@@ -16,10 +16,10 @@ def _wide(x: Array) -> Array:
 
 
 def principal_vectors(
-    student_features: Sequence[Float[Array, "batch h w c"]],
-    teacher_features: Sequence[Float[Array, "batch h w c"]],
+    student_features: Sequence[Float[Array, "batch _ _ _"]],
+    teacher_features: Sequence[Float[Array, "batch _ _ _"]],
     num_candidates: int = 4,
-) -> tuple[list[Float[Array, "batch c"]], list[Float[Array, "batch c"]]]:
+) -> tuple[list[Float[Array, "batch _"]], list[Float[Array, "batch _"]]]:
     """The first right singular vector of each map, the student's aligned to the teacher's.
 
     The teacher's has the sign of `canonicalize_sign`; the student's is the one of its first
@@ -106,8 +106,8 @@ def attention_graph_loss(
 
 def multi_head_graph_distillation_loss(
     params_per_pair: Sequence[Mapping[str, Any]],
-    student_vectors: Sequence[Float[Array, "batch c"]],
-    teacher_vectors: Sequence[Float[Array, "batch c"]],
+    student_vectors: Sequence[Float[Array, "batch _"]],
+    teacher_vectors: Sequence[Float[Array, "batch _"]],
     *,
     num_heads: int = 8,
 ) -> Float[Array, ""]:

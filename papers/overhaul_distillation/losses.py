@@ -96,7 +96,7 @@ def overhaul_feature_loss(
 def multilayer_overhaul_loss(
     student_features: Sequence[Float[Array, "batch ..."]],
     teacher_features: Sequence[Float[Array, "batch ..."]],
-    margins: Sequence[Float[Array, " channels"]],
+    margins: Sequence[Float[Array, " _"]],
     layer_weights: Sequence[float] | None = None,
 ) -> Float[Array, " batch"]:
     """sum_i w_i overhaul_feature_loss_i over L layers, shallow to deep: [B].

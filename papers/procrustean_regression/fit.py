@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from reprise.papers.procrustean_regression.losses import procrustean_regression_loss
 
 
 def fit_shapes(
     points2d: Float[Array, "frames points 2"],
-    mask: Float[Array, "frames points"] | None = None,
+    mask: Bool[Array, "frames points"] | Float[Array, "frames points"] | None = None,
     *,
     reg_weight: float = 0.05,
     num_steps: int = 500,

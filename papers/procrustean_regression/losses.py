@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from reprise.papers.procrustean_regression.alignment import procrustes_align
 
@@ -55,7 +55,7 @@ _nuclear.defvjp(_nuclear_fwd, _nuclear_bwd)
 def reprojection_error(
     shapes: Float[Array, "frames points 3"],
     points2d: Float[Array, "frames points 2"],
-    mask: Float[Array, "frames points"] | None = None,
+    mask: Bool[Array, "frames points"] | Float[Array, "frames points"] | None = None,
 ) -> Float[Array, " frames"]:
     """1/2 sum_p mask_p ||X_p[0:2] - U_p||^2 of each frame: [F]. Orthographic, not centred.
 
@@ -87,7 +87,7 @@ def reprojection_error(
 def procrustean_regression_loss(
     shapes: Float[Array, "frames points 3"],
     points2d: Float[Array, "frames points 2"],
-    mask: Float[Array, "frames points"] | None = None,
+    mask: Bool[Array, "frames points"] | Float[Array, "frames points"] | None = None,
     reg_weight: float = 0.05,
     *,
     num_iters: int = 100,
@@ -126,7 +126,7 @@ def procrustean_regression_loss(
 
 
 def normalize_points(
-    points: Float[Array, "*batch points d"], mask: Float[Array, "*batch points"] | None = None
+    points: Float[Array, "*batch points d"], mask: Shaped[Array, "*batch points"] | None = None
 ) -> tuple[Float[Array, "*batch points d"], Float[Array, "*batch"]]:
     """Centres points, and divides by the Frobenius norm of their first two coordinates.
 

@@ -40,7 +40,7 @@ def test_cleaning_makes_edges_simple_and_symmetric():
 
 
 def test_a_graph_without_edges_is_a_graph():
-    edges, weights = clean_edges(np.zeros((2, 0)), 3)
+    edges, weights = clean_edges(np.zeros((2, 0), int), 3)
     assert edges.shape == (2, 0) and weights.shape == (0,)
     x = jnp.ones((3, 2))
     np.testing.assert_array_equal(propagate(normalized_operator(edges, weights, 3), x), x)
