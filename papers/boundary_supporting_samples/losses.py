@@ -1,11 +1,11 @@
 """Weights of the loss over training, and the likeness of two networks' boundaries."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 
 def bss_loss_weights(
-    epoch: Float[Array, "..."] | float, num_epochs: float
+    epoch: Real[Array, "..."] | float, num_epochs: float
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """(alpha, beta), the weights of KD on clean images and on boundary supporting samples.
 

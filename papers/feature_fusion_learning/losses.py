@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 
 def _wide(x: Array) -> Array:
@@ -64,7 +64,7 @@ def soft_target_kl(
     return temperature**2 * (target * (jnp.log(target) - log_p)).sum(-1)
 
 
-def sigmoid_rampup(epoch: Float[Array, "..."] | float, rampup_length: float) -> Float[Array, "..."]:
+def sigmoid_rampup(epoch: Real[Array, "..."] | float, rampup_length: float) -> Float[Array, "..."]:
     """w(e) = exp(-5 (1 - min(e, R) / R)^2), from 0.0067 at e = 0 to 1 at e = R; 1 where R = 0.
 
     Args:
