@@ -86,10 +86,8 @@ def conv_general_dilated(
     `conv_depthwise` on CPUs. With other groups or a precision, and for other ranks than images, it
     is `jax.lax.conv_general_dilated` itself.
     """
-    groups, whole = (
-        feature_group_count,
-        all(step == 1 for pair in (lhs_dilation, rhs_dilation) for step in pair or (1, 1)),
-    )
+    groups = feature_group_count
+    whole = all(step == 1 for pair in (lhs_dilation, rhs_dilation) for step in pair or (1, 1))
     if lhs.ndim == 4 and 1 < groups == lhs.shape[-1] == rhs.shape[-1] and whole and not precision:
         pads = _pads(lhs, rhs, tuple(window_strides), padding, (1, 1))
         return jax.lax.platform_dependent(

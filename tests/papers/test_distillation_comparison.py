@@ -1,24 +1,12 @@
 """One table of distillation methods: every arm builds on real networks, and one runs."""
 
-import jax
 import numpy as np
 import pytest
+from building import stepped
 
 from reprise.common import config as configs
 from reprise.common.training import distillation_setting, run
 from reprise.papers.distillation_comparison import recipe
-
-
-def stepped(phases, previous=None):
-    """Every phase's state and step, by shapes alone; the state after the first phase."""
-    first = None
-    for phase in phases:
-        state = jax.eval_shape(phase.init, jax.random.key(0), previous)
-        after, _ = jax.eval_shape(phase.step, state, phase.batches, jax.random.key(0))
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        first = first or state
-        previous = state
-    return first
 
 
 def phases(config, monkeypatch):

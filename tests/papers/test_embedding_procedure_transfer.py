@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from building import stepped
 from jax.test_util import check_grads
 
 from reprise.common import config as configs
@@ -307,16 +308,6 @@ def test_recipe_trains_resumes_and_draws(tmp_path, caplog):
     assert jax.tree.all(jax.tree.map(np.array_equal, done.state.params, again.state.params))
     states = {"iep": [done.state], "ce": [done.state]}
     assert figures.procedure(config, states, tmp_path).stat().st_size > 10_000
-
-
-def stepped(phases):
-    """Every phase's state and step, by shapes alone."""
-    previous = None
-    for phase in phases:
-        state = jax.eval_shape(phase.init, jax.random.key(0), previous)
-        after, _ = jax.eval_shape(phase.step, state, phase.batches, jax.random.key(0))
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        previous = state
 
 
 def test_every_arm_of_the_study_builds(tmp_path):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from building import stepped
 from jax.test_util import check_grads
 
 from reprise.common import config as configs
@@ -230,18 +231,6 @@ def test_the_first_phase_trains_the_heads_and_leaves_the_student(tmp_path):
         assert (pair["sender_bn_mean"] != 0).any() and set(pair) > set(trained)
     with pytest.raises(ValueError, match=r"init.optimizer.l2 = 0.1: must be 0"):
         mhgd.phases(tiny(tmp_path, **{"init.optimizer.l2": 0.1}))
-
-
-def stepped(phases, previous=None):
-    """Every phase's state and step, by shapes alone; the state after the first phase."""
-    first = None
-    for phase in phases:
-        state = jax.eval_shape(phase.init, jax.random.key(0), previous)
-        after, _ = jax.eval_shape(phase.step, state, phase.batches, jax.random.key(0))
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        first = first or state
-        previous = state
-    return first
 
 
 def test_every_arm_of_the_study_builds(tmp_path):

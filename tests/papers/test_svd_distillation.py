@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from building import stepped
 from jax.test_util import check_grads
 
 from reprise.common import config as configs
@@ -158,18 +159,6 @@ def test_recipe_trains_resumes_and_shares_its_teacher(tmp_path, caplog):
         again = run.run(config, tmp_path / "whole")
     assert "phase teacher: taken from" in caplog.text and "continues at step 2" in caplog.text
     assert jax.tree.all(jax.tree.map(np.array_equal, done.state.params, again.state.params))
-
-
-def stepped(phases, previous=None):
-    """Every phase's state and step, by shapes alone; the state after the first phase."""
-    first = None
-    for phase in phases:
-        state = jax.eval_shape(phase.init, jax.random.key(0), previous)
-        after, _ = jax.eval_shape(phase.step, state, phase.batches, jax.random.key(0))
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        first = first or state
-        previous = state
-    return first
 
 
 def test_every_arm_of_the_study_builds(tmp_path):
