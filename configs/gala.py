@@ -95,7 +95,7 @@ def _clustering(config: ConfigDict) -> None:
         config.num_steps, m.snapshots = 200, (0, 100)
     if config.variant == "cora_slow":
         config.optimizer.learning_rate = 1e-4
-        config.num_steps, m.snapshots = 100, (0, 50)
+        config.num_steps, m.snapshots = 1000, (0, 100, 300)
     m.grid = config.variant == "cora_grid"  # the study runs a grid and chooses by the labels
     if m.grid:
         config.num_steps, m.snapshots = 80, (0, 5, 10, 20, 40)
