@@ -86,9 +86,8 @@ def defaults(paper: str, variant: str, variants: Sequence[str]) -> ConfigDict:
 
     config.study = ConfigDict()
     config.study.seeds = (0, 1, 2)
-    config.study.over_seeds = (
-        "vmap"  # all seeds in one program; or one after another in it: "map", "unroll"
-    )
+    config.study.over_seeds = "vmap"  # all seeds in one program; or one after another in it: "map"
+    config.study.columns = ()  # metrics that the card's table shows; (): all. results/ has all
     return config
 
 

@@ -47,6 +47,8 @@ def _fourrooms(config: ConfigDict) -> None:
     m.termination_reg = 0.0  # xi
     m.slip_mode = "reference" if config.variant == "fourrooms_reference" else "replace"
     m.goal_moves_after = 48_000  # environment steps
+    moved = ("hellinger_all_moved", "information_all_moved", "steps_moved")
+    config.study.columns = ("hellinger_all", "information_all", "steps", *moved, "usage_entropy")
     m.test_envs = 16  # of the rollout that measures the indicators
     m.test_steps = 500
 

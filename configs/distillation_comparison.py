@@ -71,10 +71,13 @@ def _cifar10_30k(config: ConfigDict) -> None:
     config.model.teacher, config.model.student = "wrn-16-1", "wrn-10-1"
     _budget(config, 64, 3 * 281, 5 * 62)
     config.steps_per_dispatch = 31
+    config.study.columns = ("accuracy", "official_accuracy", "val_accuracy")
     config.study.over_seeds = "map"
     if config.variant.endswith("tuning"):
         config.model.tuning = True
         config.study.seeds = (100,)  # none of the study's
+    else:
+        config.study.columns += ("ensemble_accuracy", "fused_accuracy")
 
 
 def _cifar100(config: ConfigDict) -> None:

@@ -82,6 +82,9 @@ def _digits(config: ConfigDict) -> None:
         config.study.seeds = (0, 1, 2)
         config.sweep.learning_rates = (0.01, 0.03, 0.1, 0.3)
         config.sweep.strengths = (0.5, 2.0)
+        rates = [f"knn_lr_{rate:g}" for rate in config.sweep.learning_rates]
+        strengths = [f"knn_strength_{strength:g}" for strength in config.sweep.strengths]
+        config.study.columns = ("knn_mean", "knn_range", *rates, *strengths)
 
 
 def _cifar(config: ConfigDict) -> None:

@@ -96,6 +96,11 @@ def _clustering(config: ConfigDict) -> None:
     if config.variant == "cora_slow":
         config.optimizer.learning_rate = 1e-4
         config.num_steps, m.snapshots = 1000, (0, 100, 300)
+    columns = ["acc", "nmi", "ari", "acc_by_labels"]
+    if config.data.name not in ("digits", "mnist"):
+        columns += [f"acc_kmeans_l2@{updates}" for updates in m.snapshots]
+    columns += ["acc_kmeans_l2", "acc_kmeans_raw", "acc_spectral_l2", "acc_spectral_raw"]
+    config.study.columns = tuple(columns)
     m.grid = config.variant == "cora_grid"  # the study runs a grid and chooses by the labels
     if m.grid:
         config.num_steps, m.snapshots = 80, (0, 5, 10, 20, 40)
@@ -131,6 +136,8 @@ def _links(config: ConfigDict) -> None:
     m = config.model
     m.link_weight = 1.0
     config.eval_every = 10
+    shown = ("auc", "ap", "auc_l2", "ap_l2", "validation_auc")
+    config.study.columns = tuple(f"{metric}@best" for metric in shown)
     if config.data.name == "planted":
         config.num_steps, config.steps_per_dispatch = 200, 10
     else:

@@ -43,9 +43,20 @@ def metric_names(record: Mapping[str, Any]) -> list[str]:
     return list(names)
 
 
-def study_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """One row an arm, one column a metric, below a header row."""
+def study_rows(record: Mapping[str, Any], columns: Sequence[str] = ()) -> list[list[str]]:
+    """One row an arm, one column a metric, below a header row; `columns` () shows every metric.
+
+    Raises:
+      ValueError: `columns` names a metric that no arm has.
+    """
     names = metric_names(record)
+    unknown = [name for name in columns if name not in names]
+    if unknown:
+        raise ValueError(
+            f"config.study.columns of {record['paper']}:{record['variant']} names "
+            f"{', '.join(unknown)}: its results have {', '.join(names)}"
+        )
+    names = list(columns) or names
     rows = [["arm", *names]]
     for name, arm in record["arms"].items():
         metrics = arm["metrics"]

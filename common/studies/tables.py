@@ -8,11 +8,12 @@ With --check it changes nothing and exits 1 where a table is stale.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reprise.common.studies import summary
+from reprise.common.training.run import config_module
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -40,8 +41,8 @@ def suite_table(records: list[Mapping[str, Any]]) -> str:
     return markdown(rows)
 
 
-def card_section(record: Mapping[str, Any], figures: list[str]) -> str:
-    """The table of one study as its paper's card shows it."""
+def card_section(record: Mapping[str, Any], figures: list[str], columns: Sequence[str] = ()) -> str:
+    """The table of one study as its paper's card shows it; `columns` () shows every metric."""
     versions = record["versions"]
     verdict = "Holds" if record["claim"]["holds"] else "**Does not hold**"
     minutes = sum(arm["seconds"] for arm in record["arms"].values()) / 60
@@ -49,11 +50,13 @@ def card_section(record: Mapping[str, Any], figures: list[str]) -> str:
         [
             f"**{record['variant']}**: `{record['command']}`",
             "",
-            markdown(summary.study_rows(record)),
+            markdown(summary.study_rows(record, columns)),
             "",
             f"{verdict}: {record['claim']['text']}",
             f"{len(record['seeds'])} seeds, {minutes:.1f} minutes on {record['device']}, "
-            f"jax {versions['jax']}, commit {record['commit']}.",
+            f"jax {versions['jax']}, commit {record['commit']}; every metric and seed: "
+            f"[{record['variant']}.json]"
+            f"(../../results/{record['paper']}/{record['variant']}.json).",
             *(f"\n![{Path(name).stem}]({name})" for name in figures),
         ]
     )
@@ -66,6 +69,16 @@ def replace_section(text: str, section: str, path: Path) -> str:
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n{section}\n{END}{tail}"
+
+
+def columns_of(record: Mapping[str, Any], root: Path) -> Sequence[str]:
+    """`config.study.columns` of the study's variant.
+
+    Raises:
+      ValueError: the paper's config no longer has this variant: its results are stale.
+    """
+    config = config_module(root / "configs" / f"{record['paper']}.py")
+    return config.get_config(record["variant"]).study.columns
 
 
 def pages(root: Path) -> dict[Path, str]:
@@ -82,7 +95,7 @@ def pages(root: Path) -> dict[Path, str]:
                 pattern = f"{record['variant']}[-.]*png"
                 found = sorted((root / "results" / paper).glob(pattern))
                 figures = [f"../../{figure.relative_to(root)}" for figure in found]
-                sections.append(card_section(record, figures))
+                sections.append(card_section(record, figures, columns_of(record, root)))
         out[card] = replace_section(card.read_text(), "\n\n".join(sections), card)
     return out
 

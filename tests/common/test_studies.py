@@ -121,7 +121,8 @@ def test_tables_are_made_from_the_results_and_stale_ones_are_noticed(tmp_path):
         "arms": {
             "ours": {
                 "metrics": {
-                    "f1": {"per_seed": [0.4, 0.5], "mean": 0.45, "std": 0.07, "reported": 0.5}
+                    "f1": {"per_seed": [0.4, 0.5], "mean": 0.45, "std": 0.07, "reported": 0.5},
+                    "loss": {"per_seed": [1.0, 2.0], "mean": 1.5, "std": 0.7, "reported": None},
                 },
                 "seconds": 60.0,
             }
@@ -132,15 +133,31 @@ def test_tables_are_made_from_the_results_and_stale_ones_are_noticed(tmp_path):
     (tmp_path / "results" / "p" / "v.json").write_text(json.dumps(record))
     (tmp_path / "results" / "p" / "v-picture.png").write_bytes(b"")
     (tmp_path / "papers" / "p").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    config = tmp_path / "configs" / "p.py"
+    text = "from reprise.common.config import defaults\n\ndef get_config(variant):\n"
+    text += "    config = defaults('p', variant, ('v',))\n"
+    text += "    config.study.columns = {}\n    return config\n"
+    config.write_text(text.format(("f1",)))
     page = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
-    for path in (tmp_path / "README.md", tmp_path / "papers" / "p" / "README.md"):
+    card_path = tmp_path / "papers" / "p" / "README.md"
+    for path in (tmp_path / "README.md", card_path):
         path.write_text(page)
     made = tables.pages(tmp_path)
-    readme, card = made[tmp_path / "README.md"], made[tmp_path / "papers" / "p" / "README.md"]
+    readme, card = made[tmp_path / "README.md"], made[card_path]
     assert "| [p](papers/p/README.md) | v | it works | **no** | 2 | CPU |" in readme
     assert "| ours | 0.4500 ± 0.0700 (reported 0.5000) |" in card
+    assert "[v.json](../../results/p/v.json)" in card
     assert "![v-picture](../../results/p/v-picture.png)" in card
     assert readme.startswith("before\n") and readme.endswith("after\n") and "\nold\n" not in readme
+    config.write_text(text.format(()))
+    assert "(reported 0.5000) | 1.500 ± 0.7000 |" in tables.pages(tmp_path)[card_path]
+    config.write_text(text.format(("f2",)))
+    with pytest.raises(ValueError, match=r"config\.study\.columns of p:v names f2"):
+        tables.pages(tmp_path)
+    config.write_text(text.format(()).replace("'v',", "'w',"))
+    with pytest.raises(ValueError, match="variant 'v' of p"):
+        tables.pages(tmp_path)
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match="needs the lines"):
         tables.pages(tmp_path)
