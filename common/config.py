@@ -62,7 +62,8 @@ def defaults(paper: str, variant: str, variants: Sequence[str]) -> ConfigDict:
     config.precision = "float32"  # of the computation, or "bfloat16"; parameters stay float32
     config.accumulate = 1  # microbatches a step; batch_size must divide by it
     config.remat = False  # recompute activations in the backward pass to save memory
-    config.ema_decay = 0.0  # share of the parameters' average kept each step; 0: no average
+    # Share of the parameters' average kept each step; 0: no average, else it is what is evaluated.
+    config.ema_decay = 0.0
     config.max_nonfinite = 10  # stop after so many skipped updates in a row
 
     config.mesh = ConfigDict()
@@ -118,7 +119,7 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
     """
     from reprise.common.training import optimizers
 
-    for field in ("num_steps", "eval_every"):
+    for field in ("num_steps", "eval_every", "seed"):
         _require(field, config[field], config[field] >= 0, "must be 0 or more")
     for field in ("batch_size", "accumulate", "steps_per_dispatch", "max_in_flight"):
         _require(field, config[field], config[field] >= 1, "must be 1 or more")
@@ -127,6 +128,7 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
     _one_of("precision", config.precision, PRECISIONS)
     _one_of("study.over_seeds", config.study.over_seeds, OVER_SEEDS)
     _require("study.seeds", config.study.seeds, len(config.study.seeds) > 0, "needs a seed")
+    _require("study.seeds", config.study.seeds, min(config.study.seeds) >= 0, "must be 0 or more")
     _require(
         "study.seeds",
         config.study.seeds,
@@ -142,8 +144,9 @@ def validate(config: ConfigDict, num_devices: int, num_processes: int = 1) -> No
         not config.log.wandb or importlib.util.find_spec("wandb") is not None,
         "needs the package wandb: pip install wandb",
     )
-    first, last = config.profile_steps
-    _require("profile_steps", config.profile_steps, 0 <= first <= last, "must be (first, last)")
+    profile = config.profile_steps
+    in_order = len(profile) == 2 and 0 <= profile[0] <= profile[1]
+    _require("profile_steps", profile, in_order, "must be (first, last)")
 
     fsdp, data = config.mesh.fsdp, config.mesh.data
     _require("mesh.fsdp", fsdp, fsdp >= 1 and num_devices % fsdp == 0, _divides(num_devices))

@@ -109,7 +109,15 @@ def build(config: ConfigDict, *, num_teachers: int = 1) -> Setting:
     without labels beside the student's examples; other names are data sets of the catalog with
     `image` and `label`, normalised, cropped and mirrored, and halved in size where `data.half` says
     so.
+
+    Raises:
+      ValueError: a shared field of the config that these recipes do not follow.
     """
+    for field, only in (("accumulate", 1), ("remat", False)):
+        if config[field] != only:
+            raise ValueError(
+                f"config.{field} = {config[field]!r}: recipes with a teacher take {only} alone"
+            )
     name, dtype = config.data.name, jnp.dtype(config.precision)
     augment: distillation.Augment | None
     if name in ("digits", "digits_pool"):

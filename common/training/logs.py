@@ -16,24 +16,35 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file whole or, where the process is killed in the middle, not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 class MetricsLog:
     """Rows of metrics, in memory and in `workdir/metrics.jsonl`.
 
     A row is `{"phase", "step", "seed", "kind": "train" | "eval", metric: value, ...}` and holds
-    nothing that differs between two runs of the same config: times go to `timing.jsonl`. Only
-    process 0 writes.
+    nothing that differs between two runs of the same config: times go to `timing.jsonl`. Every
+    process has the rows, process 0 writes them.
     """
 
     def __init__(self, workdir: Path | None, section: Any, name: str):
-        self.rows: list[dict[str, Any]] = []
         self.path = None if workdir is None else workdir / "metrics.jsonl"
+        lines: list[str] = []
+        if self.path is not None and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A row that a crash cut off has no end of line.
+        self.rows: list[dict[str, Any]] = [json.loads(x) for x in lines if x.endswith("\n")]
         self._file: Any = None
         self._timing: Any = None
         self._board: Any = None
         self._wandb: Any = None
         if workdir is None or jax.process_index() != 0:
             return
-        self._file = open(workdir / "metrics.jsonl", "a+", encoding="utf-8")
+        self._file = open(workdir / "metrics.jsonl", "a", encoding="utf-8")
         self._timing = open(workdir / "timing.jsonl", "a", encoding="utf-8")
         if section.tensorboard:
             from tensorboardX import SummaryWriter
@@ -59,22 +70,12 @@ class MetricsLog:
         Args:
           keep: row -> whether it stays.
         """
+        self.rows = [row for row in self.rows if keep(row)]
         if self._file is None:
             return
-        self._file.seek(0)
-        rows = []
-        for line in self._file:
-            if line.endswith("\n"):
-                row = json.loads(line)
-                if keep(row):
-                    rows.append(row)
-        self.rows = rows
-        # Through a temporary file: a crash in the middle must not lose the old rows.
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         self._file.close()
-        os.replace(temporary, self.path)
-        self._file = open(self.path, "a+", encoding="utf-8")
+        replace_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._file = open(self.path, "a", encoding="utf-8")
 
     def write(
         self, phase: str, step: int, seed: int, kind: str, metrics: Mapping[str, float]

@@ -1,6 +1,7 @@
 """The loop: runs one phase from its last checkpoint to its last step."""
 
 import collections
+import contextlib
 import logging
 import signal
 import time
@@ -18,6 +19,7 @@ from reprise.common.training import cost, program, sharding
 from reprise.common.training.checkpoints import Checkpoints
 from reprise.common.training.logs import MetricsLog, on_terminal
 from reprise.common.training.phase import Phase
+from reprise.common.training.state import averaged
 
 log = logging.getLogger("reprise")
 
@@ -29,14 +31,19 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Notes SIGTERM while it is entered; on several hosts all agree on the step to stop at."""
+    """Notes SIGTERM while it is entered; on several hosts all agree on the dispatch to stop after.
+
+    There jax.distributed's own handler hears the signal, and must not be replaced.
+    """
 
     def __enter__(self) -> "Preemption":
         self._seen = False
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread: whoever owns that one handles signals
-            self._before = None
+        self._before: Any = None
+        self._calls = 0
+        if jax.process_count() == 1:
+            # Not from another thread than the main one: whoever owns that handles signals.
+            with contextlib.suppress(ValueError):
+                self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -46,10 +53,14 @@ class Preemption:
     def _note(self, *_: Any) -> None:
         self._seen = True
 
-    def reached(self, step: int) -> bool:
+    def reached(self) -> bool:
+        """Asked once a dispatch."""
         if jax.process_count() == 1:
             return self._seen
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        # The hosts agree on one number to stop at, which must come up on each of them: steps
+        # won't do, they jump by a dispatch and begin again with every phase.
+        self._calls += 1
+        return bool(multihost_utils.reached_preemption_sync_point(self._calls))
 
 
 def run_phase(
@@ -114,7 +125,7 @@ def run_phase(
         if phase.evaluate is None:
             return
         for i, seed in enumerate(seeds):
-            values = phases[i].evaluate(seed_state(state, i, len(seeds)))
+            values = phases[i].evaluate(averaged(seed_state(state, i, len(seeds))))
             metrics_log.write(phase.name, step, seed, "eval", values)
 
     flops = cost.step_flops(compiled, keys) if phase.num_steps else 0.0
@@ -145,7 +156,7 @@ def run_phase(
             # Bounded everywhere: with collectives on the CPU an unbounded queue aborts the
             # process, and a long queue anywhere only delays errors and signals.
             settle(config.max_in_flight - 1)
-            stop = preemption.reached(step) and step < phase.num_steps
+            stop = preemption.reached() and step < phase.num_steps
             last = step == phase.num_steps
             if _due(step, config.eval_every) and not last:
                 settle(0)

@@ -41,7 +41,8 @@ class Phase:
       batches: a `Stream`; or a pytree of arrays that is put on the devices once and handed to
         every step whole (a graph, a small data set, weights of a teacher); or None.
       evaluate: (state) -> {name: float}, on the host. Called every `config.eval_every` steps and
-        after the last. Must be deterministic.
+        after the last. Must be deterministic. Where the state keeps an average of its
+        parameters, it is handed over with that as `params`; so it is to `figures`.
       figures: (state, directory) -> paths of the pictures it drew there, after the last step.
       examples_per_step: for the throughput display; taken from the stream where there is one.
       reuse: what the final state depends on, as plain data (model, data set, optimiser, ...), for

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from reprise.common import config as configs
 from reprise.common.training import loop, reuse, sharding
 from reprise.common.training.checkpoints import Checkpoints, save_tree
-from reprise.common.training.logs import MetricsLog
+from reprise.common.training.logs import MetricsLog, replace_text
 from reprise.common.training.phase import Phase
+from reprise.common.training.state import averaged
 
 log = logging.getLogger("reprise")
 
@@ -116,6 +117,7 @@ def train(
     directory = None if workdir is None else Path(workdir).expanduser().resolve()
     per_seed = [phases(configs.apply_overrides(config, {"seed": seed})) for seed in seeds]
     in_order = [list(same) for same in zip(*per_seed, strict=True)]
+    _check_average(in_order[0][0], config)
     if directory is not None:
         _claim(directory, config, seeds)
     began = time.perf_counter()
@@ -134,9 +136,9 @@ def train(
                     in_order, config, seeds, mesh, metrics_log, directory, preemption
                 )
         states = [loop.seed_state(state, i, len(seeds)) for i in range(len(seeds))]
-        figures = _figures(in_order[-1][0], states[0], directory)
+        figures = _figures(in_order[-1][0], averaged(states[0]), directory)
     if directory is not None and trained and jax.process_index() == 0:
-        (directory / "seconds.txt").write_text(f"{time.perf_counter() - began:.1f}\n")
+        replace_text(directory / "seconds.txt", f"{time.perf_counter() - began:.1f}\n")
     metrics_log.close()
     name = in_order[-1][0].name
     final = [_last_evaluation(metrics_log.rows, name, seed) for seed in seeds]
@@ -181,6 +183,17 @@ def _run_phases(
     return state
 
 
+def _check_average(phase: Phase, config: ConfigDict) -> None:
+    if not config.ema_decay:
+        return
+    abstract = jax.eval_shape(lambda: phase.init(jax.random.key(0), None))
+    if averaged(abstract) is abstract:
+        raise ValueError(
+            f"config.ema_decay = {config.ema_decay!r}: the recipe of {config.paper} keeps no "
+            "average of its parameters; set it to 0"
+        )
+
+
 def _claim(directory: Path, config: ConfigDict, seeds: Sequence[int]) -> None:
     """Writes the config into a new workdir, or checks that it is the one found there."""
     mine = json.loads(json.dumps({**configs.identity(config), "seeds": list(seeds)}))
@@ -194,7 +207,7 @@ def _claim(directory: Path, config: ConfigDict, seeds: Sequence[int]) -> None:
             )
     elif jax.process_index() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(mine, indent=1))
+        replace_text(path, json.dumps(mine, indent=1))
 
 
 def _finished(phases: list[list[Phase]], directory: Path) -> bool:

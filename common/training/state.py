@@ -20,7 +20,8 @@ class TrainState(NamedTuple):
       params: what the optimiser moves.
       model_state: mutable collections that are no parameters (BatchNorm statistics); may be {}.
       opt_state: the optimiser's.
-      ema: exponential moving average of params, or () where it is off.
+      ema: exponential moving average of params, or () where it is off. What the loop hands to
+        `evaluate` and `figures` has it as its `params`; the next phase gets both.
       nonfinite: int32 [2], updates skipped because the gradient was not finite: in a row, in all.
     """
 
@@ -45,6 +46,17 @@ def create(
         ema=jax.tree.map(jnp.copy, params) if ema else (),
         nonfinite=jnp.zeros((2,), jnp.int32),
     )
+
+
+def averaged(current: Any) -> Any:
+    """The state as it is judged: with the average of its parameters, where it keeps one.
+
+    BatchNorm's statistics in `model_state` are those of the last step. States of other kinds are
+    returned as they are.
+    """
+    if isinstance(current, TrainState) and jax.tree.leaves(current.ema):
+        return current._replace(params=current.ema)
+    return current
 
 
 def gradient_step(

@@ -1,5 +1,6 @@
 """The loop: phases, seeds, dispatches, resuming, devices, processes, guards."""
 
+import contextlib
 import json
 import os
 import random
@@ -212,31 +213,46 @@ print([tuple(x.sharding.spec) for x in leaves])
     assert out.strip() == "[(None, 'fsdp'), (None, 'fsdp'), ('fsdp',), ()]"
 
 
-def test_two_processes_match_one(plain, tmp_path):
+@contextlib.contextmanager
+def two_processes(workdir, *fields):
+    """The toy on two processes of two devices each; what still runs at the end is killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
     pair = [
-        start(
-            tmp_path,
-            "distributed=True",
-            devices=2,
-            env={
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(i),
-            },
-        )
+        start(workdir, *fields, devices=2, env={**cluster, "JAX_PROCESS_ID": str(i)})
         for i in range(2)
     ]
     try:
-        for process in pair:
-            finish(process)
+        yield pair
     finally:
         for process in pair:
             process.kill()
+
+
+def test_two_processes_match_one(plain, tmp_path):
+    with two_processes(tmp_path) as pair:
+        for process in pair:
+            finish(process)
     close(rows(tmp_path), rows(plain))
     assert (tmp_path / "checkpoints" / "1-main" / "12").is_dir()
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_and_they_continue(plain, tmp_path):
+    # Two steps a dispatch, in the second phase: the numbers of steps jump and begin again.
+    fields = ("steps_per_dispatch=2", "checkpoint.every=0", "model.delay=0.3")
+    with two_processes(tmp_path, *fields) as pair:
+        while not (tmp_path / "checkpoints" / "1-main").exists():
+            assert all(process.poll() is None for process in pair)
+            time.sleep(0.02)
+        pair[1].send_signal(signal.SIGTERM)
+        for process in pair:
+            assert "phase main: saved step" in finish(process)
+    with two_processes(tmp_path, *fields) as pair:
+        for process in pair:
+            finish(process)
+    close(rows(tmp_path), rows(plain))
 
 
 def test_many_steps_a_dispatch_are_the_same_steps(plain, tmp_path):
@@ -294,6 +310,34 @@ def test_ema_follows_the_parameters():
     state = run.train(toy.phases, toy.get_config(ema_decay=0.5)).state
     assert not np.allclose(state.ema["w"], state.params["w"])
     assert np.abs(state.ema["w"] - state.params["w"]).max() < 0.01
+
+
+def test_the_average_is_what_is_judged():
+    [_, main] = toy.phases(toy.get_config(ema_decay=0.9))
+    done = run.train(toy.phases, toy.get_config(ema_decay=0.9, **{"optimizer.learning_rate": 0.1}))
+    average = done.state._replace(params=done.state.ema)
+    assert done.metrics[0] == main.evaluate(average)
+    assert done.metrics[0] != main.evaluate(done.state)
+
+
+def test_an_average_that_no_phase_keeps_is_refused():
+    def without(config):
+        init = lambda key, previous: {"w": jax.numpy.zeros(())}  # noqa: E731
+        return [Phase("main", 1, init, lambda state, batch, key: (state, {}))]
+
+    with pytest.raises(ValueError, match=r"config\.ema_decay = 0\.9: the recipe of toy keeps no"):
+        run.train(without, toy.get_config(ema_decay=0.9))
+
+
+def test_a_config_cut_off_by_a_crash_is_never_seen(tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.train(toy.phases, toy.get_config(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(plain):
