@@ -15,8 +15,8 @@ from typing import Any
 
 
 def _packaged(argv: list[str]) -> list[str]:
-    """Lets `--config=gala:cora` name a packaged config by its slug."""
-    from reprise.common.training.run import config_path
+    """Lets `--config=gala:cora` name a packaged config by its slug; refuses what there is not."""
+    from reprise.common.training.run import config_path, load_config
 
     resolved = []
     for arg in argv:
@@ -24,6 +24,7 @@ def _packaged(argv: list[str]) -> list[str]:
         if is_config and flag.lstrip("-") == "config":
             name, colon, variant = value.partition(":")
             arg = f"{flag}={config_path(name)}{colon}{variant}"
+            load_config(f"{config_path(name)}{colon}{variant}")
         resolved.append(arg)
     return resolved
 
@@ -79,8 +80,22 @@ def main(argv: list[str] | None = None) -> None:
     flags.mark_flag_as_required("config")
     try:
         argv = _packaged(argv)
-        app.run(lambda _: _run(config.value, flags.FLAGS), argv=argv)
+        app.run(lambda _: _run(config.value, flags.FLAGS), argv=argv, flags_parser=_parsed)
     except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """The arguments that are no flags; a field that the config does not have is one line."""
+    from absl import app
+
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections quotes its own message, twice.
+        said = str(error).replace("\\", "").replace("'nDid", ". Did").strip("'\"")
+        sys.exit(f"error: the config has no field {said}")
+    except TypeError as error:
         sys.exit(f"error: {error}")
 
 

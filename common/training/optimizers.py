@@ -24,8 +24,13 @@ def optimizer_names() -> list[str]:
 
 def schedule_names() -> list[str]:
     """Names that `config.optimizer.schedule.name` accepts."""
-    public = [name for name in vars(optax.schedules) if not name.startswith("_")]
-    return sorted(["constant", *(name for name in public if name.endswith("_schedule"))])
+    names = ["constant", "piecewise_constant_schedule"]
+    for name, function in vars(optax.schedules).items():
+        public = name.endswith(("_schedule", "_decay")) and not name.startswith("_")
+        # Without such a value it is made of several others (sgdr_schedule).
+        if public and {"init_value", "peak_value"} & set(inspect.signature(function).parameters):
+            names.append(name)
+    return sorted(set(names))
 
 
 def _check_args(field: str, function: Any, args: dict[str, Any]) -> None:
