@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from reprise.common import config as configs
 from reprise.common.studies import summary
 from reprise.common.studies.study import Study
 from reprise.common.training import loop, run
+from reprise.common.training.logs import replace_text
 
 log = logging.getLogger("reprise")
 
@@ -39,7 +40,7 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
       What to print: the table, the claim, the paths, the command to run next.
     """
     study = run.recipe(config).study(config)
-    source = commit()  # of the code that trains, whatever is committed until it is done
+    here = {"commit": commit(), "versions": versions(), "device": device()}
     workdir = Path(workdir).expanduser().resolve()
     seeds = tuple(config.study.seeds)
     # Every arm is checked before the first one trains.
@@ -49,16 +50,19 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
     for arm_config in arm_configs.values():
         configs.validate(arm_config, jax.device_count(), jax.process_count())
     arms: dict[str, Any] = {}
+    origins: list[dict[str, Any]] = []
     states: dict[str, list[Any]] = {}
     with loop.Preemption() as preemption:
         for name, arm_config in arm_configs.items():
             log.info("arm %s, seeds %s", name, ", ".join(map(str, seeds)))
+            origin = _origin(workdir / name, here)
             done = run.run(arm_config, workdir / name, seeds=seeds, preemption=preemption)
             states[name] = done.states
             arms[name] = {
                 "metrics": measured(done, seeds, study, study.arms[name].reported),
                 "seconds": run.seconds(workdir / name),
             }
+            origins += [entry for entry in origin if entry not in origins]
     numbers = {
         name: {metric: np.asarray(row["per_seed"]) for metric, row in arm["metrics"].items()}
         for name, arm in arms.items()
@@ -68,10 +72,12 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
         "paper": config.paper,
         "variant": config.variant,
         "command": command(config),
-        "commit": source,
+        "commit": _joined(entry["commit"] for entry in origins),
         "config_hash": configs.digest(configs.identity(config)),
-        "versions": versions(),
-        "device": device(),
+        "versions": {
+            name: _joined(entry["versions"][name] for entry in origins) for name in here["versions"]
+        },
+        "device": _joined(entry["device"] for entry in origins),
         "date": datetime.date.today().isoformat(),
         "seeds": list(seeds),
         "arms": arms,
@@ -82,10 +88,38 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
     figures: list[Path] = []
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        path.write_text(json.dumps(_without_nan(record), indent=1, allow_nan=False) + "\n")
         if study.figures:
             figures = study.figures(config, numbers, states, folder)
     return summary.of_study(record, path, figures)
+
+
+def _origin(directory: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an arm was trained with: commit, versions and device, one entry each time it went on.
+
+    Kept in the arm's folder; a finished arm keeps the entries that it has.
+    """
+    path = directory / "origin.json"
+    known = json.loads(path.read_text()) if path.exists() else []
+    if run.seconds(directory) == 0.0 and here not in known:
+        known.append(here)
+        if jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            replace_text(path, json.dumps(known, indent=1))
+    return known
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _without_nan(record: Any) -> Any:
+    """JSON has no NaN and no infinity: what a diverged arm measured becomes null."""
+    if isinstance(record, dict):
+        return {key: _without_nan(value) for key, value in record.items()}
+    if isinstance(record, list):
+        return [_without_nan(value) for value in record]
+    return None if isinstance(record, float) and not np.isfinite(record) else record
 
 
 def measured(
@@ -104,7 +138,8 @@ def measured(
                 for row in done.history
                 if (row["phase"], row["seed"], row["kind"]) == (last, seed, "eval")
             ]
-            best = int(np.argmax([row[study.select] for row in rows]))
+            scores = np.array([row[study.select] for row in rows])
+            best = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
             metrics |= {f"{name}@best": rows[best][name] for name in list(metrics)}
     out = {}
     for name in sorted(per_seed[0]):

@@ -15,8 +15,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def number(value: float) -> str:
-    """Four significant digits, and no exponent for ordinary sizes."""
+def number(value: float | None) -> str:
+    """Four significant digits, and no exponent for ordinary sizes; None is what was not finite."""
+    if value is None:
+        return "not finite"
     if value != value or value in (float("inf"), float("-inf")):
         return str(value)
     if value and not 1e-4 <= abs(value) < 1e6:
@@ -28,7 +30,7 @@ def number(value: float) -> str:
 def cell(row: Mapping[str, Any], seeds: int) -> str:
     """`mean ± std (reported r)`."""
     text = number(row["mean"])
-    if seeds > 1:
+    if seeds > 1 and row["mean"] is not None:
         text += f" ± {number(row['std'])}"
     if row["reported"] is not None:
         text += f" (reported {number(row['reported'])})"

@@ -1,5 +1,6 @@
 """Studies, results, tables, the command line."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -72,11 +73,45 @@ def test_a_study_that_was_stopped_keeps_its_finished_arms(study, monkeypatch):
         "reprise.common.training.loop._device_batches",
         lambda *a: calls.append(a) or iter(()),
     )
+    # Whatever is checked out by now: nothing is trained with it.
+    monkeypatch.setattr(run_study, "commit", lambda: "another")
     run_study.run_study(config, work, results)
     assert not calls
-    assert (
-        json.loads((results / "toy" / "toy.json").read_text())["arms"] == json.loads(first)["arms"]
-    )
+    again, first = json.loads((results / "toy" / "toy.json").read_text()), json.loads(first)
+    assert again["arms"] == first["arms"] and again["commit"] == first["commit"] != "another"
+    # An arm that went on with other code says so.
+    (work / "narrow" / "seconds.txt").unlink()
+    run_study.run_study(config, work, results)
+    again = json.loads((results / "toy" / "toy.json").read_text())
+    assert again["commit"] == f"{first['commit']}, another"
+    assert again["versions"] == first["versions"] and again["device"] == first["device"]
+
+
+def test_other_processes_of_a_cluster_know_the_rows_of_finished_arms(study, monkeypatch):
+    config, work, results = study
+    run_study.run_study(config, work, results)
+    written = (results / "toy" / "toy.json").read_text()
+    monkeypatch.setattr("reprise.common.training.logs.jax.process_index", lambda: 1)
+    run_study.run_study(config, work, results)
+    assert (results / "toy" / "toy.json").read_text() == written
+
+
+def test_an_arm_that_diverged_is_written_as_what_it_is(study, monkeypatch):
+    config, work, results = study
+
+    def phases(config):
+        first, main = toy.phases(config)
+        narrow = config.model.width == 1
+        judge = (lambda state: {"accuracy": float("nan")}) if narrow else main.evaluate
+        return [first, dataclasses.replace(main, evaluate=judge)]
+
+    monkeypatch.setattr(Recipe, "phases", staticmethod(phases))
+    printed = run_study.run_study(config, work, results)
+    record = json.loads((results / "toy" / "toy.json").read_text())
+    row = record["arms"]["narrow"]["metrics"]["accuracy@best"]
+    assert row["per_seed"] == [None, None] and row["mean"] is None
+    assert not record["claim"]["holds"] and "not finite" in summary.of_study(record, work, [])
+    assert "nan" in printed
 
 
 def test_a_wrong_arm_is_told_before_the_first_one_trains(study, monkeypatch):
@@ -127,7 +162,7 @@ def test_tables_are_made_from_the_results_and_stale_ones_are_noticed(tmp_path):
                 "seconds": 60.0,
             }
         },
-        "claim": {"text": "it works", "holds": False},
+        "claim": {"text": "I(x | y) works", "holds": False},
     }
     (tmp_path / "results" / "p").mkdir(parents=True)
     (tmp_path / "results" / "p" / "v.json").write_text(json.dumps(record))
@@ -145,7 +180,7 @@ def test_tables_are_made_from_the_results_and_stale_ones_are_noticed(tmp_path):
         path.write_text(page)
     made = tables.pages(tmp_path)
     readme, card = made[tmp_path / "README.md"], made[card_path]
-    assert "| [p](papers/p/README.md) | v | it works | **no** | 2 | CPU |" in readme
+    assert "| [p](papers/p/README.md) | v | I(x \\| y) works | **no** | 2 | CPU |" in readme
     assert "| ours | 0.4500 ± 0.0700 (reported 0.5000) |" in card
     assert "[v.json](../../results/p/v.json)" in card
     assert "![v-picture](../../results/p/v-picture.png)" in card
@@ -207,7 +242,7 @@ def test_the_command_line_runs_a_packaged_config(tmp_path):
     ("args", "message"),
     [
         (("--config=nothing",), "--config=nothing: no such file, and packaged are"),
-        ((*TINY, "--config.batch_sise=3"), "batch_sise"),
+        ((*TINY, "--config.batch_sise=3"), "error: the config has no field batch_sise. Did you"),
         ((*TINY, "--config.batch_size=0"), "config.batch_size = 0: must be 1 or more"),
         (("--config=fixed_point_layer:nope",), "variant 'nope' of fixed_point_layer: allowed are"),
         (
@@ -219,6 +254,7 @@ def test_the_command_line_runs_a_packaged_config(tmp_path):
 def test_wrong_command_lines_are_one_clear_error(args, message, tmp_path):
     done = launch(*args, f"--workdir={tmp_path / 'w'}")
     assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("paper", ["fixed_point_layer", "learned_objective"])
