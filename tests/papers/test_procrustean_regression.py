@@ -377,6 +377,14 @@ def test_wrong_config_is_refused_by_name(field, value, message):
         run.recipe(config).phases(config)
 
 
+def test_missing_points_change_no_arm_of_the_claim():
+    arms = []
+    for variant in ("sequences", "sequences_20", "sequences_40"):
+        config = run.load_config(f"procrustean_regression:{variant}")
+        arms.append(list(run.recipe(config).study(config).arms))
+    assert arms[0] == arms[1] == arms[2] and {"prn_no_alignment", "prn_detached"} <= set(arms[0])
+
+
 TINY = {
     "num_steps": 4,
     "batch_size": 8,
