@@ -90,9 +90,12 @@ def _centred(points2d: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def _normalized(points2d: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `normalize_points`, in numpy: data are made on the host."""
+    size = np.abs(np.where(seen[..., None], points2d, 0)).max((-2, -1))
     points2d = _centred(points2d, seen)
     scale = np.linalg.norm(points2d, axis=(-2, -1))
-    scale = np.where(scale > 0, scale, 1)
+    same = scale <= points2d.shape[-2] * np.finfo(points2d.dtype).eps * size
+    points2d = np.where(same[..., None, None], 0, points2d)
+    scale = np.where(same, 1, scale)
     return points2d / scale[..., None, None], scale
 
 

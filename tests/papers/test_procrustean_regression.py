@@ -213,6 +213,16 @@ def test_normalized_points():
     np.testing.assert_allclose(of_solid, normalize_points(solid[..., :2])[1], rtol=1e-6)
     slope = jax.grad(lambda x: normalize_points(x)[0].sum())(jnp.zeros((3, 2)))
     assert np.isfinite(slope).all()
+    same = np.full((1, 17, 2), 123.4)  # whose mean is rounded
+    solid = np.concatenate([same, np.arange(17.0)[None, :, None]], -1)
+    for found, scale in (
+        normalize_points(same),
+        tasks._normalized(same, np.ones((1, 17), bool)),
+        normalize_points(solid),
+    ):
+        np.testing.assert_array_equal(scale, 1)
+        np.testing.assert_array_equal(found[..., :2], 0)
+    np.testing.assert_allclose(normalize_points(solid)[0][0, :, 2], np.arange(17) - 8)
 
 
 def test_nuclear_norm_of_low_rank():
