@@ -395,6 +395,17 @@ def test_missing_points_change_no_arm_of_the_claim():
     assert arms[0] == arms[1] == arms[2] and {"prn_no_alignment", "prn_detached"} <= set(arms[0])
 
 
+@pytest.mark.parametrize(("array", "what"), [("observed", "seen points"), ("shape", "shapes")])
+def test_sequences_that_are_not_finite_are_refused_by_name(array, what, monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = {"shape": (9, 3, 5), "observed": (9, 2, 5), "camera": (9, 2, 3)}
+    example = {name: rng.normal(size=size) for name, size in sizes.items()}
+    example[array][6, 0, 2] = np.nan
+    monkeypatch.setattr(tasks.data, "load", lambda *a, **k: [example])
+    with pytest.raises(ValueError, match=f"sequence yoga: {what} of frame 6 are not finite"):
+        tasks.sequences(("yoga",), 5, missing=0.0, seed=0, data_dir=f"with NaN in {array}")
+
+
 TINY = {
     "num_steps": 4,
     "batch_size": 8,
