@@ -22,7 +22,8 @@ VARIANTS = ("digits", "digits_stability", "cifar_small", "cifar10", "cifar100", 
 def get_config(variant: str = "digits") -> ConfigDict:
     config = base.defaults("ensiam", variant, VARIANTS)
     config.model = ConfigDict()
-    config.model.loss = "ensiam"  # or "simsiam", "no_stop_gradient" (a control that collapses)
+    # Or "simsiam", or "no_stop_gradient": a control, which in digits' 150 steps does not collapse.
+    config.model.loss = "ensiam"
     config.model.num_views = 4  # K; the paper's is not known
     config.model.constant_predictor_rate = False  # the schedule is not the predictor's
     config.data = ConfigDict()

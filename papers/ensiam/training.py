@@ -58,7 +58,10 @@ def optimizer(config: ConfigDict, rate: Any) -> optax.GradientTransformation:
 
 
 def _attached(predictions: jax.Array, projections: jax.Array) -> jax.Array:
-    """EnSiam with the gradient let through the target: it collapses."""
+    """EnSiam with the gradient let through the target.
+
+    On the digits, in 150 steps, it makes features worse but does not collapse.
+    """
     target = losses.unit(projections.astype(jnp.float32).mean(0))
     return -(losses.unit(predictions) * target).sum(-1).mean(0)
 
