@@ -80,7 +80,7 @@ def _align(num_iters: int, tol: float, rotation_gradient: bool, centred: Array) 
             return rotations, after, ((after - mean) ** 2).mean(), count + 1
 
         def goes_on(carry: Any) -> Array:
-            return (carry[2] >= tol) & (carry[3] < num_iters)
+            return ~(carry[2] < tol) & (carry[3] < num_iters)  # NaN goes on, and spreads
 
         far = jnp.asarray(jnp.inf, centred.dtype)
         rotations = jax.lax.while_loop(goes_on, body, (*start, far, 0))[0]
