@@ -122,6 +122,19 @@ def test_gradients_in_float64_against_finite_differences():
         check_grads(nuclear_norm, (points2d[..., 0],), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
+def test_gradients_beside_frames_on_lines_in_float64():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shapes = turned(jnp.asarray(rng.normal(size=(1, 6, 3)) + 0.3 * rng.normal(size=(6, 6, 3))))
+        along, lines = rng.normal(size=(3, 6, 1)), rng.normal(size=(3, 1, 3))
+
+        @jax.jit
+        def total(others, along):
+            return nuclear_of_aligned(jnp.concatenate([along * lines, others]), num_iters=300)
+
+        check_grads(total, (shapes[3:], along), 1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
 def test_alignment_sees_no_rotation_and_no_place():
     shapes, _, _ = golden()
     value = nuclear_of_aligned(shapes)
