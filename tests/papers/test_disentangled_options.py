@@ -583,6 +583,21 @@ def test_the_distance_grows_in_training():
     assert found[1] > 1.5 * found[0] > 0
 
 
+def test_visits_are_counted_since_the_goal_moved():
+    m = table_model(unroll=2, num_envs=3, goal_moves_after=12)
+
+    @jax.jit
+    def visits(key):
+        def body(state, key):
+            after = tabular.train(state, key, m)[0]
+            return after, after.visits.sum()
+
+        return jax.lax.scan(body, tabular.start(key, m, 4), jax.random.split(key, 4))[1]
+
+    # The first two calls have the first goal; of these the last one is shown.
+    np.testing.assert_array_equal(visits(jax.random.key(0)), [6, 6, 6, 12])
+
+
 def test_the_network_keeps_other_heads_out_of_its_trunk():
     x = normal(0, 3, 6)
     net = OptionNetwork(3, 2, gaussian=True)
