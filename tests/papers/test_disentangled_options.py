@@ -174,6 +174,14 @@ def test_gaussian_distance_keeps_its_digits_and_its_limits():
         value, slopes = gradient(zero + far[0], zero + far[1])
         np.testing.assert_allclose(value, 1.0, atol=1e-5)
         assert all(np.isfinite(s).all() for s in slopes)
+    narrow = jax.jit(
+        jax.value_and_grad(lambda m, l: gaussian_hellinger_distance(zero, l, m, l).sum(), (0, 1))
+    )
+    for log_std in (-44.0, -50.0, -100.0):
+        for mean, expected in ((0.0, 0.0), (1.0, 1.0)):
+            value, slopes = narrow(zero + mean, zero + log_std)
+            np.testing.assert_allclose(value, expected, atol=1e-5)
+            assert all(np.isfinite(s).all() for s in slopes)
 
 
 def test_gaussian_regularizer_is_the_mean_over_pairs():
