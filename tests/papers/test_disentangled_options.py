@@ -254,6 +254,38 @@ def test_policy_loss_has_the_score_functions_gradient():
     assert (entropy > scipy.stats.entropy(own, axis=-1)).all()
 
 
+def test_actions_that_an_option_does_not_have_count_for_nothing():
+    logits = normal(0, 3, 2, 4)
+    masked = jnp.concatenate([logits, jnp.full((3, 2, 1), -jnp.inf)], -1)
+    option, action = jnp.array([0, 1, 0]), jnp.array([3, 0, 2])
+
+    @jax.jit
+    def total(logits):
+        each = intra_option_policy_loss(
+            logits, option, action, jnp.ones(3), entropy_weight=0.1, temperature=0.5
+        )
+        return each.sum() + hellinger_regularizer(logits).sum()
+
+    (value, slope), (found, masked_slope) = map(jax.value_and_grad(total), (logits, masked))
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    np.testing.assert_allclose(masked_slope[..., :4], slope, atol=1e-6)
+    assert (np.asarray(masked_slope[..., 4]) == 0).all()
+    measure = jax.jit(option_indicators)
+    for name, expected in measure(logits, option, option).items():
+        np.testing.assert_allclose(measure(masked, option, option)[name], expected, rtol=1e-5)
+    one_alone = measure(masked.at[:, 0, 4].set(0.0), option, option)
+    assert one_alone["symmetric_kl"] == np.inf and np.isfinite(one_alone["information"])
+
+
+def test_the_guard_may_be_traced_and_keeps_the_precision():
+    logits = normal(0, 2, 3)
+    traced = jax.jit(lambda x, epsilon: hellinger_distance(x, 2 * x, epsilon=epsilon))
+    expected = hellinger_distance(logits, 2 * logits, epsilon=1e-6)
+    np.testing.assert_allclose(traced(logits, 1e-6), expected, rtol=1e-5)
+    with jax.enable_x64(True):
+        assert hellinger_distance(logits, logits).dtype == jnp.float32
+
+
 def test_value_loss_trains_the_running_option_alone():
     values, option, target = normal(0, 3, 2), jnp.array([0, 1, 1]), normal(1, 3)
     slope, none = jax.grad(lambda v, y: option_critic_value_loss(v, option, y).sum(), (0, 1))(
