@@ -4,7 +4,7 @@
 
 digits            8x8 digits: accuracy, target variance, collapse; with SimSiam of 2 and of K views
 digits_stability  the same over learning rates and strengths of augmentation
-cifar_small       2000 images of CIFAR-10 at 16 x 16, a small network, over learning rates
+cifar_small       2000 images of CIFAR-10 at 16 x 16, a small network, over the same
 cifar10           ResNet-18, 800 epochs: SimSiam's setting, K = 4
 cifar100          the same for CIFAR-100
 imagenet          ResNet-50, 100 epochs, then a linear probe of 90
@@ -22,7 +22,8 @@ VARIANTS = ("digits", "digits_stability", "cifar_small", "cifar10", "cifar100", 
 def get_config(variant: str = "digits") -> ConfigDict:
     config = base.defaults("ensiam", variant, VARIANTS)
     config.model = ConfigDict()
-    config.model.loss = "ensiam"  # or "simsiam", "no_stop_gradient" (a control that collapses)
+    # Or "simsiam", or "no_stop_gradient": a control, which in digits' 150 steps does not collapse.
+    config.model.loss = "ensiam"
     config.model.num_views = 4  # K; the paper's is not known
     config.model.constant_predictor_rate = False  # the schedule is not the predictor's
     config.data = ConfigDict()
@@ -56,6 +57,12 @@ def _sgd(config: ConfigDict, learning_rate: float, weight_decay: float) -> None:
     config.optimizer.l2 = weight_decay  # on every parameter, BatchNorm's too
 
 
+def _sweep_columns(config: ConfigDict) -> None:
+    rates = [f"knn_lr_{rate:g}" for rate in config.sweep.learning_rates]
+    strengths = [f"knn_strength_{strength:g}" for strength in config.sweep.strengths]
+    config.study.columns = ("knn_mean", "knn_range", *rates, *strengths)
+
+
 def _digits(config: ConfigDict) -> None:
     config.num_steps = 150  # 15 epochs of 10 batches
     config.batch_size = 128
@@ -82,9 +89,7 @@ def _digits(config: ConfigDict) -> None:
         config.study.seeds = (0, 1, 2)
         config.sweep.learning_rates = (0.01, 0.03, 0.1, 0.3)
         config.sweep.strengths = (0.5, 2.0)
-        rates = [f"knn_lr_{rate:g}" for rate in config.sweep.learning_rates]
-        strengths = [f"knn_strength_{strength:g}" for strength in config.sweep.strengths]
-        config.study.columns = ("knn_mean", "knn_range", *rates, *strengths)
+        _sweep_columns(config)
 
 
 def _cifar(config: ConfigDict) -> None:
@@ -112,6 +117,8 @@ def _cifar(config: ConfigDict) -> None:
         config.model.projector, config.model.projector_layers = 64, 2
         config.model.predictor = 16
         config.sweep.learning_rates = (0.03, 0.1, 0.3)
+        config.sweep.strengths = (0.5, 2.0)
+        _sweep_columns(config)
         return
     config.batch_size = 512
     config.num_steps = 800 * 97  # 800 epochs

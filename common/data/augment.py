@@ -314,10 +314,13 @@ def color_jitter(
 
 
 def gaussian_blur(image: Image, sigma: Array | float, *, radius: int) -> Image:
-    """Convolution with a Gaussian cut off at `radius` pixels; the border is repeated outwards."""
+    """Convolution with a Gaussian cut off at `radius` pixels; the border is repeated outwards.
+
+    Sigma 0 leaves the image as it is.
+    """
     _check("gaussian_blur", image)
     offsets = jnp.arange(-radius, radius + 1)
-    kernel = jnp.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = jnp.exp(-0.5 * (offsets / jnp.maximum(sigma, 1e-6)) ** 2)
     kernel = (kernel / kernel.sum()).astype(image.dtype)
 
     def along(x: Array, axis: int) -> Array:

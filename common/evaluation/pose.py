@@ -57,18 +57,19 @@ def normalized_error(
     """
 
     def error(pred: Array, target: Array, weight: Array) -> Array:
-        scale = _norm(target * weight[..., None], (-2, -1))
-        difference = _norm((pred - target) * jnp.sqrt(weight)[..., None], (-2, -1))
+        root = jnp.sqrt(weight)[..., None]
+        scale = _norm(target * root, (-2, -1))
+        difference = _norm((pred - target) * root, (-2, -1))
         return difference / jnp.maximum(scale, 1e-12)
 
     return _measure("normalized_error", error, pred, target, mask, reflection, align)
 
 
 def _norm(x: Array, axis: int | tuple[int, int]) -> Array:
-    """Euclidean norm whose gradient at 0 is 0."""
+    """Euclidean norm whose gradient at 0 is 0; NaN stays."""
     squared = (x**2).sum(axis)
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    zero = squared == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
 
 
 def _measure(

@@ -80,6 +80,14 @@ def _check(name: str, features: Any, labels: Any, other: Any, other_labels: Any)
             f"{name}: features {shapes[0]} and {shapes[2]} must be [N, d] and [M, d], labels "
             f"{shapes[1]} and {shapes[3]} must be [N] and [M]"
         )
+    for what, x, y in (("training", features, labels), ("test", other, other_labels)):
+        if not len(x):
+            raise ValueError(f"{name}: the {what} set is empty")
+        bad = ~np.isfinite(np.asarray(x)).all(1)
+        if bad.any():
+            raise ValueError(f"{name}: {what} features of row {np.argmax(bad)} are not finite")
+        if np.min(y) < 0:
+            raise ValueError(f"{name}: {what} labels hold {np.min(y)}: must be 0 or more")
 
 
 def _unit(x: Array) -> Array:
@@ -111,7 +119,8 @@ def knn_accuracy(
       chunk: test examples compared at a time.
 
     Raises:
-      ValueError: shapes that do not fit, k < 1 or a temperature that is not positive.
+      ValueError: shapes that do not fit, an empty set, features that are not finite, a negative
+        label, k < 1 or a temperature that is not positive.
     """
     _check("knn_accuracy", features, labels, test_features, test_labels)
     if k < 1 or (temperature is not None and not temperature > 0):
@@ -178,7 +187,8 @@ def linear_probe(
       max_iter: of LBFGS.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, an empty set, features that are not finite, or a negative
+        label.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -196,6 +196,7 @@ def rigid_transform(
     source, target, weights = _points("rigid_transform", source, target, weights)
     total = weights.sum(-1)[..., None]
     share = weights / jnp.where(total > 0, total, 1)
+    size = jnp.abs(source).max((-2, -1), initial=0)
     centre_source = _einsum("...p,...pi->...i", share, source)
     centre_target = _einsum("...p,...pi->...i", share, target)
     source = source - centre_source[..., None, :]
@@ -206,7 +207,9 @@ def rigid_transform(
     if scaled:
         spread = _einsum("...p,...pi,...pi->...", share, source, source)
         found = _einsum("...ij,...ij->...", rotation, matrix)
-        scale = jnp.where(spread > 0, found / jnp.where(spread > 0, spread, 1), 1)
+        # Points that coincide are apart by the rounding of their mean.
+        same = spread <= (source.shape[-2] * jnp.finfo(source.dtype).eps * size) ** 2
+        scale = jnp.where(same, 1, found / jnp.where(same, 1, spread))
     moved = _einsum("...ij,...j->...i", rotation, centre_source)
     return RigidTransform(rotation, centre_target - scale[..., None] * moved, scale)
 

@@ -47,7 +47,9 @@ def gaussian_hellinger_distance(
     m1, l1, m2, l2 = (wide(array) for array in arrays.values())
     # 2 s1 s2 / (s1^2 + s2^2) = 1 / cosh(log s1 - log s2)
     widths = 0.5 * _log_cosh(l1 - l2)
-    means = 0.25 * (m1 - m2) ** 2 * jnp.exp(-jnp.logaddexp(2 * l1, 2 * l2))
+    # In units of sqrt(v), bounded: exp(-100) is 0, and products of narrow ones stay finite.
+    width = jnp.maximum(0.5 * jnp.logaddexp(2 * l1, 2 * l2), -80.0)
+    means = 0.25 * jnp.clip((m1 - m2) * jnp.exp(-width), -20.0, 20.0) ** 2
     return root(-jnp.expm1(-(widths + means).sum(-1)), EPSILON)
 
 

@@ -25,7 +25,8 @@ def option_indicators(
     """What a rollout says about its options, averaged over its states: scalars, in nats.
 
     - `hellinger`: mean Hellinger distance of pairs of option policies,
-    - `symmetric_kl`: mean over pairs of (KL(p, q) + KL(q, p)) / 2,
+    - `symmetric_kl`: mean over pairs of (KL(p, q) + KL(q, p)) / 2, infinite where one of two
+      options alone has an action,
     - `information`: I(option; action | state) = H(mean_w pi_w) - mean_w H(pi_w), w uniform,
     - `usage_0`, ...: share of the steps in which an option ran; `usage_entropy`: their entropy,
     - `termination`: mean of terminations,
@@ -34,6 +35,7 @@ def option_indicators(
 
     Args:
       option_logits: logits of all options in every visited state, [T, ..., O, A], time first.
+        -inf: an action that an option does not have.
       option_trace: the option that ran, [T, ...].
       terminations: 1 where the option that ran on arrival in the state ended there, or the
         probability of it; an episode's start counts as an end, [T, ...].
@@ -48,12 +50,13 @@ def option_indicators(
     log_probs = jax.nn.log_softmax(logits / temperature)
     probs = jnp.exp(log_probs)
     i, j = pairs(num_options)
-    divergence = ((probs[:, i] - probs[:, j]) * (log_probs[:, i] - log_probs[:, j])).sum(-1)
+    apart = probs[:, i] - probs[:, j]
+    divergence = jnp.where(apart == 0, 0, apart * (log_probs[:, i] - log_probs[:, j])).sum(-1)
     log_mixture = jax.nn.logsumexp(log_probs, 1, keepdims=True) - math.log(num_options)
     return {
         "hellinger": hellinger_regularizer(logits, temperature=temperature).mean(),
         "symmetric_kl": 0.5 * divergence.mean(),
-        "information": (probs * (log_probs - log_mixture)).sum(-1).mean(),
+        "information": jnp.where(probs > 0, probs * (log_probs - log_mixture), 0).sum(-1).mean(),
         **usage_indicators(option_trace, terminations, num_options),
     }
 

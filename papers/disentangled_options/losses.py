@@ -27,9 +27,10 @@ def pairs(num_options: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(num_options, 1)
 
 
-def root(squared: Array, epsilon: float) -> Array:
+def root(squared: Array, epsilon: float | Array) -> Array:
     """sqrt(H^2), guarded: value and gradient are 0 where H^2 is 0."""
-    return jnp.sqrt(squared + epsilon) - np.sqrt(epsilon)
+    guard = jnp.asarray(epsilon, squared.dtype)
+    return jnp.sqrt(squared + guard) - jnp.sqrt(guard)
 
 
 def check_batch(name: str, arrays: dict[str, tuple[Array, int]]) -> None:
@@ -50,7 +51,7 @@ def hellinger_distance(
     q_logits: Float[Array, "... actions"],
     *,
     temperature: float = 1.0,
-    epsilon: float = 1e-12,
+    epsilon: float | Array = 1e-12,
     squared: bool = False,
 ) -> Float[Array, "..."]:
     """Hellinger distance of two categorical distributions, in [0, 1]: [...].
@@ -86,7 +87,7 @@ def hellinger_regularizer(
     option_logits: Float[Array, "batch options actions"],
     *,
     temperature: float = 1.0,
-    epsilon: float = 1e-12,
+    epsilon: float | Array = 1e-12,
 ) -> Float[Array, " batch"]:
     """Mean Hellinger distance of all pairs of option policies, to be SUBTRACTED from a loss: [B].
 
@@ -184,7 +185,8 @@ def intra_option_policy_loss(
     """-log pi_w(a|s) A - entropy_weight H(pi_w(.|s)): [B]. Bacon, Harb, Precup (2017).
 
     Args:
-      option_logits: [B, O, A]; pi_w = softmax(logits_w / temperature).
+      option_logits: [B, O, A]; pi_w = softmax(logits_w / temperature). -inf: an action
+        that an option does not have.
       option, action: w and a, [B].
       advantage: A, y - Q_w(s) or Q_U(s, w, a) - Q_w(s), [B]; gets no gradient.
       entropy_weight: of the entropy bonus.
@@ -203,7 +205,8 @@ def intra_option_policy_loss(
         },
     )
     log_probs = jax.nn.log_softmax(wide(of_option(option_logits, option)) / temperature)
-    entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
+    probs = jnp.exp(log_probs)
+    entropy = -(probs * jnp.where(probs > 0, log_probs, 0)).sum(-1)
     taken = of_option(log_probs, action)
     return -taken * jax.lax.stop_gradient(wide(advantage)) - entropy_weight * entropy
 

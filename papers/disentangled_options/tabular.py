@@ -170,7 +170,8 @@ def train(state: State, key: Array, m: Any) -> tuple[State, dict[str, Array]]:
         **{name: visited[name] for name in ("hellinger", "information")},
         **{f"{name}_all": all_cells[name] for name in ("hellinger", "information")},
     }
-    fresh = jnp.where(moved, state.visits, 0.0)
+    already = (state.step - 1) * m.unroll * m.num_envs >= m.goal_moves_after
+    fresh = jnp.where(already, state.visits, 0.0)
     after = State(
         tables,
         environments,

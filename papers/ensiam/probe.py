@@ -57,9 +57,8 @@ def phase(config: ConfigDict) -> Phase:
         return state.create(params, tx, jax.tree.map(jnp.copy, frozen))
 
     def loss(params: Any, model_state: Any, batch: Any, key: jax.Array) -> Any:
-        images = augment.multi_view(
-            key, tasks.to_float(batch["image"][:, 0]), 1, augment.random_flip
-        )
+        images = tasks.to_float(batch["image"][:, 0])
+        images = augment.multi_view(key, images, 1, augment.random_flip, index=batch["index"])
         images = augment.normalize(images[0], d.mean, d.std)
         out = logits(params, jax.lax.stop_gradient(model_state), images)
         value = optax.softmax_cross_entropy_with_integer_labels(out, batch["label"]).mean()

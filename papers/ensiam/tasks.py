@@ -77,21 +77,41 @@ def plain(config: ConfigDict, images: jax.Array) -> jax.Array:
 
 
 def stream(config: ConfigDict) -> Any:
-    """Batches to learn from: {"image": [B, S, S, C]}, or [B, K, S, S, C] where the host crops."""
+    """Batches to learn from: {"image", "index"}, an image's number in the set.
+
+    Images are [B, S, S, C], or [B, K, S, S, C] where the host crops.
+    """
     d = config.data
     if d.crops_on_host:
         source = data.load(d.name, d.train, data_dir=config.data_dir or None)
         return crop_stream(config, source, config.batch_size, config.model.num_views, d.crop)
     if d.name != "digits" and not data.available(d.name, config.data_dir or None)[0]:
         # Its shapes are known without it; the loop says what is missing when it asks for a batch.
-        source = data.load(d.name, d.train, data_dir=config.data_dir or None)
-        return data.stream(source, config.batch_size, seed=config.seed, transform=_image_only)
-    source = data.from_arrays(d.name, {"image": sets(config)[0]["image"]})
+        source: Any = _Numbered(data.load(d.name, d.train, data_dir=config.data_dir or None))
+        return data.stream(source, config.batch_size, seed=config.seed, transform=_without_label)
+    images = sets(config)[0]["image"]
+    index = np.arange(len(images), dtype=np.int32)
+    source = data.from_arrays(d.name, {"image": images, "index": index})
     return data.stream(source, config.batch_size, seed=config.seed)
 
 
-def _image_only(example: Any, rng: np.random.Generator) -> Any:
-    return {"image": example["image"]}
+class _Numbered:
+    """A source whose examples hold their place in it, by which their views are keyed."""
+
+    def __init__(self, source: data.Source):
+        self.source = source
+        features = {**source.info.features, "index": ((), "int32")}
+        self.info = source.info._replace(features=features)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[index] | {"index": np.int32(index)}
+
+
+def _without_label(example: Any, rng: np.random.Generator) -> Any:
+    return {name: example[name] for name in ("image", "index")}
 
 
 def crop_stream(
@@ -102,11 +122,11 @@ def crop_stream(
     shapes = {
         "image": ((batch_size, count, size, size, 3), jnp.uint8),
         "label": ((batch_size,), jnp.int32),
+        "index": ((batch_size,), jnp.int32),
     }
     spec = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    return data.stream(
-        source, batch_size, seed=config.seed, transform=random_crops(count, size, scale), spec=spec
-    )
+    cut = random_crops(count, size, scale)
+    return data.stream(_Numbered(source), batch_size, seed=config.seed, transform=cut, spec=spec)
 
 
 def random_crops(count: int, size: int, scale: tuple[float, float]) -> Callable[..., Any]:
@@ -123,6 +143,7 @@ def random_crops(count: int, size: int, scale: tuple[float, float]) -> Callable[
         return {
             "image": np.stack([np.asarray(crop) for crop in crops]),
             "label": np.int32(example["label"]),
+            "index": example["index"],
         }
 
     return transform

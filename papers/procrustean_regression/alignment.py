@@ -29,8 +29,9 @@ def procrustes_align(
     from the released code's, whose gradient is off by up to 9 %.
 
     Defined up to a rotation of the whole group: only functions that do not see one have a
-    meaningful gradient. A frame whose rotation is not determined (all points on a line, or mirrored
-    so that two rotations tie) counts as turned by a constant. One frame alone is returned centred.
+    meaningful gradient. What is not determined of a frame's rotation (the spin of points on a line,
+    or a turn between two rotations that tie, as of a mirror image) counts as a constant. One frame
+    alone is returned centred.
 
     Args:
       shapes: X [F, P, 3]; computed in float32 at least. Groups: `jax.vmap`.
@@ -80,7 +81,7 @@ def _align(num_iters: int, tol: float, rotation_gradient: bool, centred: Array) 
             return rotations, after, ((after - mean) ** 2).mean(), count + 1
 
         def goes_on(carry: Any) -> Array:
-            return (carry[2] >= tol) & (carry[3] < num_iters)
+            return ~(carry[2] < tol) & (carry[3] < num_iters)  # NaN goes on, and spreads
 
         far = jnp.asarray(jnp.inf, centred.dtype)
         rotations = jax.lax.while_loop(goes_on, body, (*start, far, 0))[0]
@@ -124,23 +125,29 @@ def rotation_cotangent(
     own = (own + jnp.swapaxes(own, 1, 2)) / 2  # symmetric at convergence
     own = jnp.trace(own, axis1=1, axis2=2)[:, None, None] * eye - own
     # Its eigenvalues are sums of two of the frame's correlation with the mean, s_2 +- s_3 the
-    # smallest: at 0 the rotation is not determined, and counts as a constant.
-    spread = jnp.linalg.eigvalsh(own)
+    # smallest. A turn about an eigenvector whose value is 0 is not determined (points on a line
+    # spin freely), and counts as a constant.
+    values, vectors = jnp.linalg.eigh(own)
     eps = jnp.finfo(aligned.dtype).eps
-    known = spread[:, 0] > 100 * eps * spread[:, 2]
+    vectors = jnp.where((values > 100 * eps * values[:, 2:])[:, None], 0, vectors)
+    held = _einsum("iak,ibk->iab", vectors, vectors)
     index = jnp.arange(frames)
     system = system.at[index, :, index].add(own)
     scale = (total**2).sum() / frames
     scale = jnp.where(scale > 0, scale, 1)
-    # A rotation of all frames together is free, and any choice of it serves; unless frames with
-    # points of their own stand still.
-    still = jnp.where(known[:, None, None], 0, aligned).sum(0)
-    gauge = jnp.where((still**2).sum() <= eps * (total**2).sum(), scale / frames, 0)
+    # A rotation of all frames together is free, and any choice of it serves; unless what is held of
+    # some frame would move its points.
+    moved = jnp.cross(jnp.swapaxes(held, 1, 2)[:, :, None], aligned[:, None])
+    gauge = jnp.where((moved**2).sum() <= eps * (total**2).sum(), scale / frames, 0)
     system = system + gauge * eye[:, None, :]
-    system = jnp.where((known[:, None] & known)[:, None, :, None], system, 0)
-    rest = jnp.where(known, eps, 1) * scale
-    system = system.at[index, :, index].add(rest[:, None, None] * eye)
-    right = jnp.where(known[:, None], right, 0)
+    turns = eye - held
+    # Written out: products of 3x3 blocks are too small to be worth a call each.
+    rows = [turns[:, :, c, None, None] * system[:, None, c] for c in range(3)]
+    system = rows[0] + rows[1] + rows[2]
+    columns = [system[..., d, None] * turns[:, d] for d in range(3)]
+    system = columns[0] + columns[1] + columns[2]
+    system = system.at[index, :, index].add(scale * (held + eps * eye))
+    right = _einsum("iab,ib->ia", turns, right)
     flat = system.reshape(3 * frames, 3 * frames)
     z = jnp.linalg.solve(flat, right.reshape(-1, 1)).reshape(frames, 1, 3)
     return jnp.cross(total[None], z) + jnp.cross(z, aligned).sum(0)

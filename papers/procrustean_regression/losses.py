@@ -136,7 +136,8 @@ def normalize_points(
 
     Returns:
       (points, with 0 where they are not seen; scale [...], what they were divided by). Without a
-      seen point, or where they all coincide, points are 0 and the scale is 1.
+      seen point, or where the first two coordinates of all coincide as far as rounding tells, these
+      are 0 and the scale is 1.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -152,8 +153,11 @@ def normalize_points(
     seen = seen[..., None]
     count = jnp.maximum(seen.sum(-2, keepdims=True), 1)
     points = jnp.where(seen, points, 0)
+    size = jnp.abs(points[..., :2]).max((-2, -1), initial=0)
     points = jnp.where(seen, points - points.sum(-2, keepdims=True) / count, 0)
     squared = (points[..., :2] ** 2).sum((-2, -1))
-    positive = squared > 0
-    scale = jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 1)
+    # Points that coincide are apart by the rounding of their mean.
+    same = squared <= (points.shape[-2] * jnp.finfo(points.dtype).eps * size) ** 2
+    scale = jnp.where(same, 1, jnp.sqrt(jnp.where(same, 1, squared)))
+    points = jnp.where(same[..., None, None] & (jnp.arange(points.shape[-1]) < 2), 0, points)
     return points / scale[..., None, None], scale

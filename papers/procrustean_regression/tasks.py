@@ -90,9 +90,12 @@ def _centred(points2d: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def _normalized(points2d: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `normalize_points`, in numpy: data are made on the host."""
+    size = np.abs(np.where(seen[..., None], points2d, 0)).max((-2, -1))
     points2d = _centred(points2d, seen)
     scale = np.linalg.norm(points2d, axis=(-2, -1))
-    scale = np.where(scale > 0, scale, 1)
+    same = scale <= points2d.shape[-2] * np.finfo(points2d.dtype).eps * size
+    points2d = np.where(same[..., None, None], 0, points2d)
+    scale = np.where(same, 1, scale)
     return points2d / scale[..., None, None], scale
 
 
@@ -121,7 +124,7 @@ def sequences(
 
     Raises:
       ValueError: a sequence without cameras, or shorter than `frames`, or of other points than the
-        first.
+        first, or with a seen point or a target that is not finite.
     """
     rng = np.random.default_rng((seed, 7))
     each: list[dict[str, np.ndarray]] = []
@@ -144,6 +147,10 @@ def sequences(
         order = rng.permuted(np.broadcast_to(np.arange(points), (frames, points)), axis=1)
         seen = order >= round(missing * points)
         points2d = _centred(example["observed"][at].swapaxes(1, 2).astype(np.float64), seen)
+        for what, values in (("seen points", points2d), ("shapes", target)):
+            bad = ~np.isfinite(values).all((1, 2))
+            if bad.any():
+                raise ValueError(f"sequence {name}: {what} of frame {at[bad][0]} are not finite")
         scale = np.sqrt((points2d**2).sum() / seen.mean() / frames)
         target = (target - target.mean(1, keepdims=True)) / scale
         each.append(_set(points2d / scale, seen, target, camera=camera))

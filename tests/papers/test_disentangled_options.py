@@ -174,6 +174,14 @@ def test_gaussian_distance_keeps_its_digits_and_its_limits():
         value, slopes = gradient(zero + far[0], zero + far[1])
         np.testing.assert_allclose(value, 1.0, atol=1e-5)
         assert all(np.isfinite(s).all() for s in slopes)
+    narrow = jax.jit(
+        jax.value_and_grad(lambda m, l: gaussian_hellinger_distance(zero, l, m, l).sum(), (0, 1))
+    )
+    for log_std in (-44.0, -50.0, -100.0):
+        for mean, expected in ((0.0, 0.0), (1.0, 1.0)):
+            value, slopes = narrow(zero + mean, zero + log_std)
+            np.testing.assert_allclose(value, expected, atol=1e-5)
+            assert all(np.isfinite(s).all() for s in slopes)
 
 
 def test_gaussian_regularizer_is_the_mean_over_pairs():
@@ -244,6 +252,38 @@ def test_policy_loss_has_the_score_functions_gradient():
     flatter = logits - 0.1 * gradient(logits, 0 * advantage, 1.0)[0]
     entropy = scipy.stats.entropy(jax.nn.softmax(flatter[rows, option] / 0.5), axis=-1)
     assert (entropy > scipy.stats.entropy(own, axis=-1)).all()
+
+
+def test_actions_that_an_option_does_not_have_count_for_nothing():
+    logits = normal(0, 3, 2, 4)
+    masked = jnp.concatenate([logits, jnp.full((3, 2, 1), -jnp.inf)], -1)
+    option, action = jnp.array([0, 1, 0]), jnp.array([3, 0, 2])
+
+    @jax.jit
+    def total(logits):
+        each = intra_option_policy_loss(
+            logits, option, action, jnp.ones(3), entropy_weight=0.1, temperature=0.5
+        )
+        return each.sum() + hellinger_regularizer(logits).sum()
+
+    (value, slope), (found, masked_slope) = map(jax.value_and_grad(total), (logits, masked))
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    np.testing.assert_allclose(masked_slope[..., :4], slope, atol=1e-6)
+    assert (np.asarray(masked_slope[..., 4]) == 0).all()
+    measure = jax.jit(option_indicators)
+    for name, expected in measure(logits, option, option).items():
+        np.testing.assert_allclose(measure(masked, option, option)[name], expected, rtol=1e-5)
+    one_alone = measure(masked.at[:, 0, 4].set(0.0), option, option)
+    assert one_alone["symmetric_kl"] == np.inf and np.isfinite(one_alone["information"])
+
+
+def test_the_guard_may_be_traced_and_keeps_the_precision():
+    logits = normal(0, 2, 3)
+    traced = jax.jit(lambda x, epsilon: hellinger_distance(x, 2 * x, epsilon=epsilon))
+    expected = hellinger_distance(logits, 2 * logits, epsilon=1e-6)
+    np.testing.assert_allclose(traced(logits, 1e-6), expected, rtol=1e-5)
+    with jax.enable_x64(True):
+        assert hellinger_distance(logits, logits).dtype == jnp.float32
 
 
 def test_value_loss_trains_the_running_option_alone():
@@ -581,6 +621,21 @@ def test_the_distance_grows_in_training():
 
     found = np.asarray(curve(jax.random.key(0)))
     assert found[1] > 1.5 * found[0] > 0
+
+
+def test_visits_are_counted_since_the_goal_moved():
+    m = table_model(unroll=2, num_envs=3, goal_moves_after=12)
+
+    @jax.jit
+    def visits(key):
+        def body(state, key):
+            after = tabular.train(state, key, m)[0]
+            return after, after.visits.sum()
+
+        return jax.lax.scan(body, tabular.start(key, m, 4), jax.random.split(key, 4))[1]
+
+    # The first two calls have the first goal; of these the last one is shown.
+    np.testing.assert_array_equal(visits(jax.random.key(0)), [6, 6, 6, 12])
 
 
 def test_the_network_keeps_other_heads_out_of_its_trunk():

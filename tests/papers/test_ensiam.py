@@ -189,12 +189,27 @@ def test_views_of_photographs_are_keyed_by_index():
     assert not np.allclose(out[0], out[1])
 
 
+@pytest.mark.parametrize("on_host", [False, True])
+def test_views_in_training_are_keyed_by_the_images_number(on_host):
+    config = tiny(**{"data.crops_on_host": on_host})
+    batch = {name: x[:3] for name, x in tasks.stream(tiny()).batch(1).items()}
+    np.testing.assert_array_equal(batch["image"], tasks.digits()[0]["image"][batch["index"]])
+    if on_host:
+        batch["image"] = np.stack([batch["image"]] * 2, 1)
+    drawn = jax.jit(lambda batch: training.views_of(config, batch, jax.random.key(1), 1.0))
+    out, swapped = drawn(batch), drawn({name: x[::-1] for name, x in batch.items()})
+    np.testing.assert_allclose(out, swapped[:, ::-1], atol=1e-6)
+    assert out.shape == (2, 3, 8, 8, 1) and not np.allclose(out[0], out[1])
+
+
 def test_host_crops_are_pure_in_their_generator():
     image = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
     cut = tasks.random_crops(3, 16, (0.2, 1.0))
     one, two = (
-        cut({"image": image, "label": 1}, np.random.default_rng(s))["image"] for s in (5, 5)
+        cut({"image": image, "label": 1, "index": 7}, np.random.default_rng(s)) for s in (5, 5)
     )
+    assert one["index"] == 7
+    one, two = one["image"], two["image"]
     assert one.shape == (3, 16, 16, 3) and (one == two).all() and (one[0] != one[1]).any()
     assert tasks.centre_crop(16)({"image": image, "label": 1})["image"].shape == (16, 16, 3)
 
@@ -236,7 +251,7 @@ def one_step():
     """The network, the state before a step, the batch, and what the step gives."""
     model, start, step = training.build(tiny())
     state = jax.jit(start)(jax.random.key(0), 0.1, 1.0)
-    batch = {"image": tasks.digits()[0]["image"][:16]}
+    batch = {"image": tasks.digits()[0]["image"][:16], "index": np.arange(16)}
     return model, state, batch, *jax.jit(step)(state, batch, jax.random.key(1))
 
 
@@ -270,7 +285,7 @@ one = np.load("{tmp_path}/one.npz")
 model, start, step = t.training.build(t.tiny())
 mesh = sharding.make_mesh(t.tiny().mesh)
 state = jax.device_put(jax.jit(start)(jax.random.key(0), 0.1, 1.0), sharding.replicated(mesh))
-batch = {{"image": t.tasks.digits()[0]["image"][:16]}}
+batch = {{"image": t.tasks.digits()[0]["image"][:16], "index": np.arange(16)}}
 batch = jax.device_put(batch, sharding.batched(mesh))
 found, metrics = jax.jit(step)(state, batch, jax.random.key(1))
 assert jax.device_count() == 8

@@ -122,6 +122,19 @@ def test_gradients_in_float64_against_finite_differences():
         check_grads(nuclear_norm, (points2d[..., 0],), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
+def test_gradients_beside_frames_on_lines_in_float64():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        shapes = turned(jnp.asarray(rng.normal(size=(1, 6, 3)) + 0.3 * rng.normal(size=(6, 6, 3))))
+        along, lines = rng.normal(size=(3, 6, 1)), rng.normal(size=(3, 1, 3))
+
+        @jax.jit
+        def total(others, along):
+            return nuclear_of_aligned(jnp.concatenate([along * lines, others]), num_iters=300)
+
+        check_grads(total, (shapes[3:], along), 1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
 def test_alignment_sees_no_rotation_and_no_place():
     shapes, _, _ = golden()
     value = nuclear_of_aligned(shapes)
@@ -192,9 +205,9 @@ def test_groups_of_one_frame_and_missing_frames():
     assert float(error[2]) == 0 and np.isfinite(error).all()
     value, slope = cost_and_slope(shapes, points2d, mask, **EXACT)
     assert np.isfinite(value) and np.isfinite(slope).all()
-    assert not np.isfinite(
-        cost_and_slope(shapes.at[1, 1, 1].set(jnp.nan), points2d, mask, **EXACT)[0]
-    )
+    broken = shapes.at[1, 1, 1].set(jnp.nan)
+    assert not np.isfinite(cost_and_slope(broken, points2d, mask, **EXACT)[0])
+    assert np.isnan(align(broken, num_iters=100, tol=1e-12)[0]).all()
 
 
 def test_normalized_points():
@@ -213,6 +226,16 @@ def test_normalized_points():
     np.testing.assert_allclose(of_solid, normalize_points(solid[..., :2])[1], rtol=1e-6)
     slope = jax.grad(lambda x: normalize_points(x)[0].sum())(jnp.zeros((3, 2)))
     assert np.isfinite(slope).all()
+    same = np.full((1, 17, 2), 123.4)  # whose mean is rounded
+    solid = np.concatenate([same, np.arange(17.0)[None, :, None]], -1)
+    for found, scale in (
+        normalize_points(same),
+        tasks._normalized(same, np.ones((1, 17), bool)),
+        normalize_points(solid),
+    ):
+        np.testing.assert_array_equal(scale, 1)
+        np.testing.assert_array_equal(found[..., :2], 0)
+    np.testing.assert_allclose(normalize_points(solid)[0][0, :, 2], np.arange(17) - 8)
 
 
 def test_nuclear_norm_of_low_rank():
@@ -375,6 +398,25 @@ def test_wrong_config_is_refused_by_name(field, value, message):
     config = configs.apply_overrides(run.load_config("procrustean_regression"), {field: value})
     with pytest.raises(ValueError, match=message):
         run.recipe(config).phases(config)
+
+
+def test_missing_points_change_no_arm_of_the_claim():
+    arms = []
+    for variant in ("sequences", "sequences_20", "sequences_40"):
+        config = run.load_config(f"procrustean_regression:{variant}")
+        arms.append(list(run.recipe(config).study(config).arms))
+    assert arms[0] == arms[1] == arms[2] and {"prn_no_alignment", "prn_detached"} <= set(arms[0])
+
+
+@pytest.mark.parametrize(("array", "what"), [("observed", "seen points"), ("shape", "shapes")])
+def test_sequences_that_are_not_finite_are_refused_by_name(array, what, monkeypatch):
+    rng = np.random.default_rng(0)
+    sizes = {"shape": (9, 3, 5), "observed": (9, 2, 5), "camera": (9, 2, 3)}
+    example = {name: rng.normal(size=size) for name, size in sizes.items()}
+    example[array][6, 0, 2] = np.nan
+    monkeypatch.setattr(tasks.data, "load", lambda *a, **k: [example])
+    with pytest.raises(ValueError, match=f"sequence yoga: {what} of frame 6 are not finite"):
+        tasks.sequences(("yoga",), 5, missing=0.0, seed=0, data_dir=f"with NaN in {array}")
 
 
 TINY = {

@@ -139,6 +139,7 @@ def test_blur_is_scipys():
             np.asarray(IMAGE), (sigma, sigma, 0), mode="nearest", radius=(6, 6, 0)
         )
         np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(augment.gaussian_blur(IMAGE, 0.0, radius=2), IMAGE)
 
 
 def test_jitter_is_the_adjustments_in_some_order(drawn):

@@ -64,6 +64,19 @@ def test_gradients_are_finite_at_a_perfect_prediction():
     assert half.dtype == jnp.float32 and float(half.max()) < 0.02
 
 
+@pytest.mark.parametrize("function", [mpjpe, normalized_error])
+def test_a_prediction_that_is_not_finite_has_no_error(function):
+    target = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
+    error = function(target.at[1, 2, 0].set(jnp.nan), target, reflection="per_example")
+    np.testing.assert_array_equal(error, [0, np.nan])
+
+
+def test_weights_count_alike_in_difference_and_scale():
+    target = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+    found = normalized_error(1.5 * target, target, mask=np.full((2, 5), 0.25))
+    np.testing.assert_allclose(found, 0.5, rtol=1e-5)
+
+
 def test_empty_examples_and_wrong_input():
     x = np.ones((2, 4, 3))
     np.testing.assert_allclose(mpjpe(x, 2 * x, mask=np.zeros((2, 4))), 0)

@@ -123,6 +123,15 @@ def test_wrong_input_is_named():
         knn_accuracy(*TRAIN, *TEST, k=0)
     with pytest.raises(ValueError, match="linear_probe"):
         linear_probe(TRAIN[0], TRAIN[1][:3], *TEST)
+    for judge in (knn_accuracy, linear_probe):
+        name, features = judge.__name__, TEST[0].copy()
+        features[3, 1] = np.nan
+        with pytest.raises(ValueError, match=f"{name}: test features of row 3 are not finite"):
+            judge(*TRAIN, features, TEST[1])
+        with pytest.raises(ValueError, match=f"{name}: the training set is empty"):
+            judge(TRAIN[0][:0], TRAIN[1][:0], *TEST)
+        with pytest.raises(ValueError, match=f"{name}: training labels hold -1"):
+            judge(TRAIN[0], TRAIN[1] - 1, *TEST)
     with pytest.raises(ValueError, match="collapse_std"):
         collapse_std(jnp.zeros(3))
     with pytest.raises(ValueError, match="effective_rank"):
