@@ -135,8 +135,13 @@ def train(
                 state = _run_phases(
                     in_order, config, seeds, mesh, metrics_log, directory, preemption
                 )
+        if jax.process_count() > 1:
+            # Whoever draws or keeps it does so alone, and may hold a part of it only.
+            everywhere = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+            state = jax.device_get(everywhere(state))
         states = [loop.seed_state(state, i, len(seeds)) for i in range(len(seeds))]
-        figures = _figures(in_order[-1][0], averaged(states[0]), directory)
+    # Outside the mesh: process 0 draws without the others.
+    figures = _figures(in_order[-1][0], averaged(states[0]), directory)
     if directory is not None and trained and jax.process_index() == 0:
         replace_text(directory / "seconds.txt", f"{time.perf_counter() - began:.1f}\n")
     metrics_log.close()

@@ -237,6 +237,15 @@ def test_two_processes_match_one(plain, tmp_path):
             finish(process)
     close(rows(tmp_path), rows(plain))
     assert (tmp_path / "checkpoints" / "1-main" / "12").is_dir()
+    assert (tmp_path / "figures" / "shape.txt").read_text() == "8"
+
+
+def test_a_state_split_over_processes_is_drawn_by_one(tmp_path):
+    fields = ("num_steps=3", "mesh.fsdp=4", "model.width=4096")
+    with two_processes(tmp_path, *fields) as pair:
+        for process in pair:
+            finish(process)
+    assert (tmp_path / "figures" / "shape.txt").read_text() == "8"
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_and_they_continue(plain, tmp_path):
