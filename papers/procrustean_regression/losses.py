@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from reprise.common.ops.svd import thin_svd
 from reprise.papers.procrustean_regression.alignment import procrustes_align
 
 
@@ -35,11 +36,11 @@ def nuclear_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
 
 @jax.custom_vjp
 def _nuclear(matrix: Array) -> Array:
-    return jnp.linalg.svd(matrix, compute_uv=False).sum()
+    return thin_svd(matrix)[1].sum()
 
 
 def _nuclear_fwd(matrix: Array) -> Any:
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    u, s, vt = thin_svd(matrix)
     smallest = max(1e-8, float(jnp.finfo(matrix.dtype).eps) * max(matrix.shape))
     u = jnp.where(s > smallest * s[:1], u, 0)
     return s.sum(), jnp.matmul(u, vt, precision="highest")
