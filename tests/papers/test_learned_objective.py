@@ -191,6 +191,21 @@ def test_implicit_equals_unrolled_at_convergence():
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"clip": 0.1}, {"momentum": 0.7}, {"num_steps": 0}])
+def test_every_mode_gives_the_same_values(options):
+    params, x0, z, _ = golden()
+
+    def solve(mode):
+        kept = dict(num_steps=3, step_size=0.3, return_trajectory=True) | options
+        return inner_minimize(f, params, x0, z, mode=mode, truncate=2, **kept)
+
+    expected = solve("unrolled")
+    jax.tree.map(np.testing.assert_array_equal, solve("implicit"), expected)
+    if options.get("num_steps") != 0:
+        for found, wanted in zip(solve("truncated"), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_an_example_that_has_arrived_stands_still_and_does_not_hold_up_others():
     params, x0, z, _ = golden()
 
@@ -417,6 +432,7 @@ def test_colours_of_flow():
         (dict(num_steps=-1), "num_steps = -1"),
         (dict(clip=0.0), "clip = 0.0"),
         (dict(checkpoint=True, tol=0.1), "checkpoint works without tol"),
+        (dict(checkpoint=True, mode="implicit"), "checkpoint works .* mode = 'implicit'"),
     ],
 )
 def test_wrong_options_are_named(change, message):
