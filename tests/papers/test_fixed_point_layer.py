@@ -541,6 +541,24 @@ def test_mazes_hold_their_equation():
     np.testing.assert_allclose(value, free * np.maximum(source, 0.9 * np.max(shifts, 0)), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(6, 9, 3), (9, 5, 3), (7, 20, 1)])
+def test_photographs_smaller_than_a_crop_are_enlarged(shape):
+    image = np.full(shape, 51, np.uint8)
+    patch = tasks.crop(8, 1)({"image": image}, np.random.default_rng(0))["clean"]
+    grid = tasks.grid_of_crops([{"image": image}], 8, 1, 4)
+    assert patch.shape == (8, 8, 1) and grid.shape == (4, 8, 8, 1)
+    np.testing.assert_allclose(patch, 0.2, atol=1e-6)
+    np.testing.assert_allclose(grid, 0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "value", "most"), [("patch", 428, 427), ("test_crop", 301, 300)])
+def test_crops_larger_than_the_embedded_photographs_are_named(field, value, most):
+    config = run.load_config("fixed_point_layer:denoise")
+    config.data[field] = value
+    with pytest.raises(ValueError, match=f"config.data.{field} = {value}: must be at most {most}"):
+        run.recipe(config).phases(config)
+
+
 TINY = {
     "denoise": {"data.patch": 8, "data.test_crop": 16, "model.features": 4},
     "maze": {"data.train": 32, "data.test": 6, "data.size": 4, "model.features": 4},
