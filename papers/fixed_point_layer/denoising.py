@@ -31,7 +31,22 @@ def denoiser(config: ConfigDict) -> layers.Denoiser:
     )
 
 
+def check_sides(config: ConfigDict) -> None:
+    """Refuses crops larger than the embedded photographs; those of other sets are enlarged."""
+    if config.data.name != "photos":
+        return
+    for field, split in (("patch", "train"), ("test_crop", "test")):
+        photos = data.load("photos", split)
+        most = min(min(photos[i]["image"].shape[:2]) for i in range(len(photos)))
+        if config.data[field] > most:
+            raise ValueError(
+                f"config.data.{field} = {config.data[field]}: must be at most {most}, the shorter "
+                "side of the smallest photograph"
+            )
+
+
 def phase(config: ConfigDict) -> Phase:
+    check_sides(config)
     sigma, channels = config.data.sigma, config.data.channels
     model = denoiser(config)
     train = data.load(config.data.name, "train", data_dir=config.data_dir or None)

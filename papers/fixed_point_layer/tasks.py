@@ -10,11 +10,29 @@ from jaxtyping import Array, Float
 from reprise.common import data
 
 
+def at_least(image: np.ndarray, size: int) -> np.ndarray:
+    """A uint8 image [H, W, C], enlarged where its shorter side has less than `size` pixels."""
+    height, width, channels = image.shape
+    short = min(height, width)
+    if short >= size:
+        return image
+    from PIL import Image
+
+    larger = (round(width * size / short), round(height * size / short))
+    resized = Image.fromarray(image.squeeze(-1) if channels == 1 else image).resize(
+        larger, Image.Resampling.BILINEAR
+    )
+    return np.asarray(resized).reshape(larger[1], larger[0], channels)
+
+
 def crop(size: int, channels: int) -> Any:
-    """A transform: random square of a photograph, flipped at random, float32 in [0, 1]."""
+    """A transform: random square of a photograph, flipped at random, float32 in [0, 1].
+
+    A photograph that is smaller than the square is enlarged to it first.
+    """
 
     def transform(example: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
-        image = example["image"]
+        image = at_least(example["image"], size)
         top, left = (rng.integers(0, n - size + 1) for n in image.shape[:2])
         patch = image[top : top + size, left : left + size].astype(np.float32) / 255
         if channels == 1:
@@ -27,10 +45,13 @@ def crop(size: int, channels: int) -> Any:
 
 
 def grid_of_crops(source: data.Source, size: int, channels: int, each: int) -> np.ndarray:
-    """`each` crops a photograph, evenly spread: [N, size, size, channels] float32 in [0, 1]."""
+    """`each` crops a photograph, evenly spread: [N, size, size, channels] float32 in [0, 1].
+
+    A photograph that is smaller than a crop is enlarged to it first.
+    """
     crops = []
     for index in range(len(source)):
-        image = source[index]["image"].astype(np.float32) / 255
+        image = at_least(source[index]["image"], size).astype(np.float32) / 255
         if channels == 1:
             image = image.mean(-1, keepdims=True)
         side = int(np.ceil(np.sqrt(each)))

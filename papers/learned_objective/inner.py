@@ -72,21 +72,24 @@ def inner_minimize(
         `reprise.papers.fixed_point_layer`; right where the process has converged, and off by the
         order of the last step where not. It gives none to x0 and step_size.
       truncate: k of "truncated".
-      checkpoint: keep every sqrt(T)-th iterate and recompute the others.
+      checkpoint: keep every sqrt(T)-th iterate and recompute the others; "unrolled" alone.
       return_trajectory: also return all iterates.
 
     Returns:
-      x_T, like x0; with `return_trajectory` (x_T, trajectory [B, T + 1, ...]). In the modes
-      "unrolled" and "truncated" gradients flow to params, context, step_size and (unrolled) x0.
-      Memory: T iterates; none of the network's activations are kept. Reverse mode only; it may be
-      differentiated again where tol is 0.
+      x_T, like x0, the same in every mode; with `return_trajectory` (x_T, trajectory
+      [B, T + 1, ...]). In the modes "unrolled" and "truncated" gradients flow to params, context,
+      step_size and (unrolled) x0. Memory: T iterates; none of the network's activations are kept.
+      Reverse mode only; it may be differentiated again where tol is 0.
 
     Raises:
       ValueError: a wrong option, or an objective that does not return [B].
     """
     _check(objective, params, x0, context, num_steps, clip, tol, mode, truncate)
-    if checkpoint and (tol or return_trajectory):
-        raise ValueError("inner_minimize: checkpoint works without tol and return_trajectory")
+    if checkpoint and (tol or return_trajectory or mode != "unrolled"):
+        raise ValueError(
+            "inner_minimize: checkpoint works without tol and return_trajectory, in mode "
+            f"'unrolled'; mode = {mode!r}"
+        )
     pure, closed = jax.closure_convert(objective, params, x0, context)
 
     def f(params_closed: PyTree, x: PyTree, context: PyTree) -> Float[Array, " batch"]:
@@ -198,7 +201,7 @@ def _forward(
         if spec.tol:
             after = _where(active, after, state)
             largest = [
-                jnp.abs(a - b).reshape(batch, -1).max(-1)
+                jnp.abs(a - b).reshape(batch, math.prod(a.shape[1:])).max(-1)
                 for a, b in zip(jax.tree.leaves(after[0]), jax.tree.leaves(state[0]), strict=True)
             ]
             count = count + active
@@ -314,12 +317,16 @@ def _checkpointed(run: Callable[[Any, int], Any], start: Any, num_steps: int) ->
 def _at_minimum(
     f: Objective, params: PyTree, step_size: Array, x: PyTree, context: PyTree, num_steps: int
 ) -> PyTree:
-    """x with the gradient of the minimum it stands for: x = x - step_size df/dx."""
+    """x itself, with the gradient of the minimum it stands for: x = x - step_size df/dx."""
 
     def g(params_step: PyTree, x: PyTree, context: PyTree) -> PyTree:
         params, step_size = params_step
         spec = _Spec(1, 0.0, None, 0.0)
-        return _step(f, spec, params, jax.lax.stop_gradient(step_size), (x,), context)[0]
+        moved = _step(f, spec, params, jax.lax.stop_gradient(step_size), (x,), context)[0]
+        # The slope of the step at the value of x: x_T is the last iterate, not one step beyond.
+        return jax.tree.map(
+            lambda x, m: jax.lax.stop_gradient(x) + (m - jax.lax.stop_gradient(m)), x, moved
+        )
 
     x, _ = fixed_point(
         g,

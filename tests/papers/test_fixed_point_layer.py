@@ -119,6 +119,22 @@ def test_the_gradient_is_the_dense_implicit_one():
         np.testing.assert_allclose(pull(v)[0][row], dense, atol=1e-6)
 
 
+@pytest.mark.parametrize("differentiation", ["implicit", "root"])
+def test_the_gradient_scales_with_the_loss_however_small(differentiation):
+    params, y, x0, v = golden(jnp.float32)
+    options = dict(tol=1e-12, max_iter=200, differentiation=differentiation)
+    _, pull = jax.vjp(lambda y: fixed_point(g, params, y, x0, **options)[0], y)
+    pull = jax.jit(pull)
+    (expected,) = pull(v)
+    for scale in (1e-18, 1e-28):
+        np.testing.assert_allclose(pull(scale * v)[0] / scale, expected, rtol=2e-5, atol=1e-6)
+    # A row of zeros stays one, beside rows of very different sizes.
+    sizes = jnp.array([0.0, 1e-20, 1.0, 1e20, 0.0])[:, None]
+    found = pull(sizes * v)[0]
+    assert float(jnp.abs(found[jnp.array([0, 4])]).max()) == 0
+    np.testing.assert_allclose(found[1:4] / sizes[1:4], expected[1:4], rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_fixed_point_does_not_depend_on_the_start_nor_on_damping(solver):
     params, y, x0, _ = golden(jnp.float32)
@@ -213,6 +229,18 @@ def test_divergence_is_told_and_stays_finite(solver):
     root = float(x[0, 0])
     np.testing.assert_allclose(root**2 + 0.1, root, atol=1e-5)
     np.testing.assert_allclose(slope, root**2 / (1 - 2 * root), rtol=1e-3)
+
+
+def test_a_batch_without_examples_stays_one():
+    params, y, x0, _ = golden(jnp.float32)
+
+    def loss(params):
+        x, stats = fixed_point(g, params, y[:0], x0[:0])
+        return x.sum(), (x, stats.num_iters)
+
+    slope, (x, num_iters) = jax.grad(loss, has_aux=True)(params)
+    assert x.shape == (0, 16) and int(num_iters) == 0
+    assert all((leaf == 0).all() for leaf in slope)
 
 
 def test_trees_of_different_shapes():
@@ -427,7 +455,9 @@ def test_norm_of_a_convolution():
 def test_f1_is_counted_per_example():
     probabilities = jnp.array([[0.9, 0.2, 0.5], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.9, 0.1, 0.1]])
     labels = jnp.array([[1.0, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0]])
-    np.testing.assert_allclose(multilabel_f1(probabilities, labels), [0.5, 1.0, 0.0, 1.0])
+    np.testing.assert_allclose(
+        multilabel_f1(probabilities, labels), [2 / 3, 1.0, 0.0, 1.0], rtol=1e-6
+    )
     with pytest.raises(ValueError, match="must be the same"):
         multilabel_f1(probabilities, labels[:2])
 
@@ -450,6 +480,16 @@ def test_the_papers_parameter_counts():
     assert count(FPINN()) == 1_293_159
     assert count(FPIGD()) == 1995 * 512 + 512
     assert count(MLP(600, 159)) == 1836 * 600 + 600 + 600 * 159 + 159
+
+
+def test_the_gradient_form_takes_its_step_size_second_and_above_0():
+    model = FPIGD(8, 0.5, 4)
+    assert (model.features, model.step_size, model.num_labels) == (8, 0.5, 4)
+    y = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+    x, _ = jax.eval_shape(lambda y: model.init_with_output(jax.random.key(0), y)[0], y)
+    assert x.shape == (2, 4)
+    with pytest.raises(ValueError, match=r"FPIGD: step_size = 0\.0: must be above 0"):
+        jax.eval_shape(FPIGD(8, 0.0, 4).init, jax.random.key(0), y)
 
 
 def test_projecting_the_input_outside_the_iteration_changes_nothing():
@@ -539,6 +579,51 @@ def test_mazes_hold_their_equation():
     padded = np.pad(value, ((0, 0), (1, 1), (1, 1)))
     shifts = [padded[:, :-2, 1:-1], padded[:, 2:, 1:-1], padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]]
     np.testing.assert_allclose(value, free * np.maximum(source, 0.9 * np.max(shifts, 0)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 3), (9, 5, 3), (7, 20, 1)])
+def test_photographs_smaller_than_a_crop_are_enlarged(shape):
+    image = np.full(shape, 51, np.uint8)
+    patch = tasks.crop(8, 1)({"image": image}, np.random.default_rng(0))["clean"]
+    grid = tasks.grid_of_crops([{"image": image}], 8, 1, 4)
+    assert patch.shape == (8, 8, 1) and grid.shape == (4, 8, 8, 1)
+    np.testing.assert_allclose(patch, 0.2, atol=1e-6)
+    np.testing.assert_allclose(grid, 0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("field", "value", "most"), [("patch", 428, 427), ("test_crop", 301, 300)])
+def test_crops_larger_than_the_embedded_photographs_are_named(field, value, most):
+    config = run.load_config("fixed_point_layer:denoise")
+    config.data[field] = value
+    with pytest.raises(ValueError, match=f"config.data.{field} = {value}: must be at most {most}"):
+        run.recipe(config).phases(config)
+
+
+@pytest.mark.parametrize(
+    ("variant", "field", "value", "message"),
+    [
+        ("maze", "model.task", "typo", "allowed are denoise, maze, bibtex"),
+        ("maze", "precision", "bfloat16", "mazes run in float32"),
+        ("bibtex_nn", "model.form", "typo", "allowed are nn, gd, mlp"),
+    ],
+)
+def test_wrong_fields_are_named(variant, field, value, message):
+    from reprise.common import config as configs
+
+    config = configs.apply_overrides(
+        run.load_config(f"fixed_point_layer:{variant}"), {field: value}
+    )
+    for build in (run.recipe(config).phases, run.recipe(config).study):
+        with pytest.raises(ValueError, match=f"config.{field} = '{value}': {message}"):
+            build(config)
+
+
+def test_a_run_without_steps_is_only_judged():
+    from reprise.common import config as configs
+
+    config = configs.apply_overrides(run.load_config("fixed_point_layer:denoise"), {"num_steps": 0})
+    (phase,) = run.recipe(config).phases(config)
+    assert phase.num_steps == 0 and phase.evaluate is not None
 
 
 TINY = {

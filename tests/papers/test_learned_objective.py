@@ -191,6 +191,21 @@ def test_implicit_equals_unrolled_at_convergence():
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"clip": 0.1}, {"momentum": 0.7}, {"num_steps": 0}])
+def test_every_mode_gives_the_same_values(options):
+    params, x0, z, _ = golden()
+
+    def solve(mode):
+        kept = dict(num_steps=3, step_size=0.3, return_trajectory=True) | options
+        return inner_minimize(f, params, x0, z, mode=mode, truncate=2, **kept)
+
+    expected = solve("unrolled")
+    jax.tree.map(np.testing.assert_array_equal, solve("implicit"), expected)
+    if options.get("num_steps") != 0:
+        for found, wanted in zip(solve("truncated"), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_an_example_that_has_arrived_stands_still_and_does_not_hold_up_others():
     params, x0, z, _ = golden()
 
@@ -256,6 +271,13 @@ def test_jit_vmap_and_batches_agree():
     cross = jax.jacobian(lambda x0: loss(x0, z, target))(x0)
     for i in range(6):
         assert float(jnp.abs(jnp.delete(cross[i], i, 0)).max()) == 0
+
+
+def test_a_batch_without_examples_has_no_losses():
+    params, *rows = golden()
+    rows = [row[:0] for row in rows]
+    assert learned_objective_loss(f, params, *rows, num_steps=2, step_size=0.2).shape == (0,)
+    assert inner_minimize(f, params, *rows[:2], num_steps=2, step_size=0.2, tol=0.1).shape == (0, 4)
 
 
 def test_bfloat16_stays_finite():
@@ -346,6 +368,8 @@ def test_warps_have_the_right_slope_and_sign():
     slope = jax.grad(lambda f: warp_bilinear(ramp, f).sum())(flow)
     np.testing.assert_allclose(slope[0, :, :7, 0], 1.0)
     np.testing.assert_allclose(slope[..., 1], 0.0)
+    still = jax.grad(lambda f: warp_bilinear(ramp, f).sum())(jnp.zeros_like(flow))
+    np.testing.assert_allclose(still[0, 0, :, 0], [0.5, 1, 1, 1, 1, 1, 1, 0.5])
     signal = jnp.arange(10.0)[None] ** 2
     np.testing.assert_allclose(warp_linear_1d(signal, jnp.array([2.0]))[0, :8], signal[0, 2:])
     np.testing.assert_allclose(warp_linear_1d(signal, jnp.array([-20.0]))[0], 0.0)
@@ -379,6 +403,8 @@ def test_the_flow_objective_is_lowest_at_the_true_flow():
     model = FlowObjective((8, 8, 4))
     images = (pair["first"], pair["first"])
     params = model.init(jax.random.key(1), pair["flow"], images)
+    same = FlowObjective(8).init(jax.random.key(1), pair["flow"], images)["params"]
+    assert same["conv2"]["kernel"].shape == (1, 1, 8, 8)
     still = model.apply(params, jnp.zeros_like(pair["flow"]), images)
     moved = model.apply(params, jnp.ones_like(pair["flow"]), images)
     assert still.shape == (4,) and (still < moved).all()
@@ -417,6 +443,7 @@ def test_colours_of_flow():
         (dict(num_steps=-1), "num_steps = -1"),
         (dict(clip=0.0), "clip = 0.0"),
         (dict(checkpoint=True, tol=0.1), "checkpoint works without tol"),
+        (dict(checkpoint=True, mode="implicit"), "checkpoint works .* mode = 'implicit'"),
     ],
 )
 def test_wrong_options_are_named(change, message):
@@ -459,6 +486,42 @@ def test_recipes_train_evaluate_checkpoint_and_resume(variant, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "0-train" / "4")
     assert run.run(config, tmp_path).metrics == whole.metrics
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("variant", "field", "value", "message"),
+    [
+        ("registration", "model.task", "typo", "allowed are registration, flow"),
+        ("registration", "model.arm", "handmade", "allowed are learned, ssd, znssd, regression"),
+        ("flow", "model.arm", "typo", "allowed are learned, handmade"),
+        ("flow", "precision", "bfloat16", "runs in float32"),
+    ],
+)
+def test_wrong_fields_are_named(variant, field, value, message):
+    config = configs.apply_overrides(
+        run.load_config(f"learned_objective:{variant}"), {field: value}
+    )
+    for build in (run.recipe(config).phases, run.recipe(config).study):
+        with pytest.raises(ValueError, match=f"config.{field} = '{value}': .*{message}"):
+            build(config)
+
+
+def test_microbatches_are_parts_of_the_batch_of_one():
+    found = []
+    for accumulate in (1, 2):
+        change = {"accumulate": accumulate, "data.pairs": 12, "batch_size": 8, "ema_decay": 0.5}
+        config = configs.apply_overrides(
+            run.load_config("learned_objective:registration_300"), change | {"model.num_inner": 1}
+        )
+        (phase,) = run.recipe(config).phases(config)
+        state = phase.init(jax.random.key(0), None)
+        found.append(jax.jit(phase.step)(state, phase.batches, jax.random.key(1)))
+    (_, metrics), (parts, metrics_of_parts) = found
+    np.testing.assert_allclose(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics_of_parts["grad_norm"], metrics["grad_norm"], rtol=1e-4)
+    # And the average of the parameters is kept.
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, state.params, parts.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.ema, expected)
 
 
 @pytest.mark.parametrize("variant", ["registration", "registration_300", "flow", "flow_medium"])
