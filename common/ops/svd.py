@@ -71,13 +71,21 @@ def _decompose(matrix: Array) -> tuple[Array, Array, Array]:
 _decompose_alone = jax.custom_batching.sequential_vmap(_decompose)
 
 
-def _svd_forward(matrix: Array, k: int, gradient_rank: int | None, eps: float) -> Any:
+def thin_svd(
+    matrix: Float[Array, "*batch n c"],
+) -> tuple[Float[Array, "*batch n k"], Float[Array, "*batch k"], Float[Array, "*batch k c"]]:
+    """U, singular values and V^T, k = min(N, C), safe under vmap on CPUs; has no derivative."""
     flat = matrix.reshape(-1, *matrix.shape[-2:])
     # A loop cannot run over an axis that is split over devices by its type.
     split = any(part is not None for part in jax.typeof(flat).sharding.spec[:1])
     alone = _decompose if split else jax.vmap(_decompose_alone)
     out = jax.lax.platform_dependent(flat, cpu=alone, default=_decompose)
     u, s, vt = (x.reshape(*matrix.shape[:-2], *x.shape[1:]) for x in out)
+    return u, s, vt
+
+
+def _svd_forward(matrix: Array, k: int, gradient_rank: int | None, eps: float) -> Any:
+    u, s, vt = thin_svd(matrix)
     v = jnp.swapaxes(vt, -1, -2)
     return (s[..., :k], v[..., :k]), (u, s, v)
 

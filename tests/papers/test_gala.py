@@ -181,6 +181,33 @@ def test_the_cost_is_the_minimum_of_its_two_terms():
         np.testing.assert_allclose(large, mu * 6 / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "rank", "norm"), [(200, 32, 5, 8.0), (200, 32, 5, 75.0), (100, 128, 20, 8.0)]
+)
+def test_latents_of_low_rank_cost_what_their_singular_values_say(n, k, rank, norm):
+    rng = np.random.default_rng(0)
+    exact = np.abs(rng.normal(size=(n, rank))) @ np.abs(rng.normal(size=(rank, k)))
+    exact *= norm / np.linalg.norm(exact, axis=1, keepdims=True)
+    left, values, right = np.linalg.svd(exact, full_matrices=False)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    weights = 1 / (1 + 50 * values**2)
+    latent = jnp.asarray(exact, jnp.float32)
+    cost, slope = jax.jit(jax.value_and_grad(subspace_clustering_cost))(latent)
+    np.testing.assert_allclose(cost, (50 * values**2 * weights).sum() / 2, rtol=1e-5)
+    close(slope, left * (50 * values * weights**2) @ right, 1e-4)
+    close(latent_affinity(latent), left * (50 * values**2 * weights) @ left.T, 1e-5)
+
+
+def test_every_derivative_of_the_cost_is_finite_for_latents_without_full_rank():
+    latents = jnp.stack([jnp.ones((4, 6)), jnp.zeros((4, 6)), jnp.eye(4, 6)])
+
+    def both(h):
+        return subspace_clustering_cost(h) + (latent_affinity(h) ** 3).sum()
+
+    for each in jax.jit(jax.vmap(lambda h: (jax.grad(both)(h), jax.hessian(both)(h))))(latents):
+        assert np.isfinite(each).all()
+
+
 def test_the_affinity_of_full_rank_is_that_without_truncation():
     latent = jnp.asarray(GOLDEN["latent"])
     whole = latent_affinity(latent)
