@@ -36,10 +36,10 @@ def subspace_clustering_cost(
     """min over A of (lam/2) ||H - A H||_F^2 + (mu/2) ||A||_F^2, in closed form: one scalar.
 
     Its value is (mu lam / 2) tr[(mu I_k + lam H^T H)^(-1) H^T H], from the singular values of H;
-    the gradient is exact, and finite for any rank. Batch-level: it looks at all nodes together. Bounded by mu k / 2:
-    where lam times the scale of H^T H is far above mu it saturates, and its gradient is small.
-    The official code takes a rank-20 SVD with rescaled singular values instead; this is the paper's
-    formula (section 3.4).
+    the gradient is exact, and finite for any rank. Batch-level: it looks at all nodes together.
+    Bounded by mu k / 2: where lam times the scale of H^T H is far above mu it saturates, and its
+    gradient is small. The official code takes a rank-20 SVD with rescaled singular values instead;
+    this is the paper's formula (section 3.4).
 
     Args:
       latent: H, a row a node.

@@ -38,7 +38,7 @@ from reprise.papers.gala import (
     subspace_clustering_cost,
 )
 from reprise.papers.gala.links import split_of
-from reprise.papers.gala.readout import READOUTS, read_out, unit_rows
+from reprise.papers.gala.readout import READOUTS, read_out, spectral_assignment, unit_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = dict(np.load(ROOT / "tests/goldens/gala.npz"))
@@ -295,6 +295,14 @@ def test_neighbours_are_scikit_learns_and_both_forms_agree():
     assert float(jnp.diag(knn_affinity(np.ones((40, 5), np.float32), k=6)).max()) == 0
 
 
+def test_neighbours_do_not_depend_on_where_the_origin_is():
+    # Multiples of 1/64, which stay what they are at any of these distances.
+    x = np.round(64 * np.random.default_rng(0).normal(size=(60, 20))).astype(np.float32) / 64
+    near = np.asarray(knn_edges(x, k=5)[0])
+    for offset in (100, 1000):
+        np.testing.assert_array_equal(knn_edges(x + np.float32(offset), k=5)[0], near)
+
+
 def test_a_graph_of_images_gives_mutual_neighbours_twice_the_weight():
     graph = parts.image_graph("digits", 0, 20, "")
     assert graph.features.shape == (1797, 64) and graph.features.max() == 1
@@ -424,6 +432,15 @@ print("ok")
         (lambda: link_reconstruction_loss(jnp.ones((3, 2)), jnp.ones((2, 2))), r"\(2, 2\)"),
         (lambda: edge_link_reconstruction_loss(jnp.ones((3, 2)), jnp.ones(3, int)), r"\(3,\)"),
         (lambda: knn_affinity(jnp.ones((3, 2)), k=3), r"k = 3: must be in 1..2 for 3 rows"),
+        (
+            lambda: read_out("spectral_raw", jnp.ones((3, 2)).at[1, 0].set(jnp.nan), 2, None),
+            "spectral_raw: latent has 1 of 3 rows that are not finite, the first is row 1",
+        ),
+        (
+            lambda: spectral_assignment(np.full((3, 3), np.nan), 2, None),
+            "affinity has 3 of 3 rows that are not finite",
+        ),
+        (lambda: spectral_assignment(np.ones((3, 2)), 2, None), r"\(3, 2\) must be \[n, n\]"),
         (lambda: read_out("ward", jnp.ones((3, 2)), 2, None), "'ward': allowed are kmeans_l2"),
         (lambda: GALA(()).init(jax.random.key(0), jnp.ones((3, 2)), 0, 0), "widths must name"),
         (
