@@ -187,6 +187,8 @@ def test_gradients_in_float64():
 
         arguments = (phi[:, :3, :3], jnp.asarray(2.1), maps)
         assert all(out.dtype == jnp.float64 for out in everything(*arguments))
+        described, _ = PatchDescriptor(2).init_with_output(jax.random.key(0), phi)
+        assert described.dtype == jnp.float64
         check_grads(everything, arguments, 1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
@@ -197,6 +199,8 @@ def test_bfloat16_stays_finite():
     assert slope.dtype == jnp.bfloat16 and np.isfinite(slope.astype(np.float32)).all()
     score = anomaly_map(coupled_hypersphere_score(phi, bank), 14)
     assert np.isfinite(score).all()
+    described, _ = PatchDescriptor(2, jnp.bfloat16).init_with_output(jax.random.key(0), PHI)
+    assert described.dtype == jnp.bfloat16
 
 
 def test_the_memory_bank_is_the_mean_over_batches_of_each_position():
