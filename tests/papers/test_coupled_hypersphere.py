@@ -452,6 +452,20 @@ def test_every_variant_builds_its_real_model(variant):
         assert previous.params["descriptor"]["kernel"].shape == (450, 448)
 
 
+def test_epochs_follow_the_images_of_a_class():
+    from reprise.papers.coupled_hypersphere import adaptation
+
+    config = run.load_config("coupled_hypersphere:mvtec_resnet18")
+    config.model.weights = "random"
+    assert (config.num_steps, config.eval_every) == (30 * 52, 52)
+    config.data.train_split = "cable_train"
+    with pytest.raises(ValueError, match=r"data.train = 209: cable_train has 224 images"):
+        adaptation.bank_phase(config)
+    config.data.train = 224
+    assert (config.num_steps, config.eval_every) == (30 * 56, 56)
+    assert adaptation.bank_phase(config).num_steps == 56
+
+
 @pytest.mark.parametrize("change", [{"model.num_repel": 0}, {"model.train_radius": False}])
 def test_the_ablation_builds_its_arms(change):
     from reprise.common.training import program, sharding
