@@ -52,6 +52,7 @@ def get_config(variant: str = "brick") -> ConfigDict:
     config.model.train_radius = True
     config.model.gamma_c = 1  # compression of the memory bank
     config.model.gamma_d = 1  # compression of the descriptor
+    config.model.gaussian_channels = 550  # of the arm "gaussian", at random; PaDiM's for WRN-50-2
     config.model.backbone = "resnet"  # or "random_pyramid"
     config.model.backbone_classes = 1000  # of the backbone's head, which is not used
     config.model.depth, config.model.width, config.model.widen = 18, 64, 1
@@ -136,7 +137,9 @@ def _mvtec(config: ConfigDict) -> None:
     config.data.unaligned = config.variant == "rd_mvtec_wrn50"
     config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.model.weights = "resnet18.npz"
+    config.model.gaussian_channels = 100  # PaDiM's for ResNet-18
     if "wrn50" in config.variant:
         config.model.depth, config.model.widen = 50, 2
         config.model.weights = "wide_resnet50_2.npz"
+        config.model.gaussian_channels = 550
     _epochs(config, 209, 30)  # bottle

@@ -466,6 +466,19 @@ def test_epochs_follow_the_images_of_a_class():
     assert adaptation.bank_phase(config).num_steps == 56
 
 
+def test_the_gaussian_takes_a_fixed_part_of_many_channels():
+    from reprise.papers.coupled_hypersphere import adaptation
+
+    p = jax.random.normal(jax.random.key(0), (1, 2, 2, 448))
+    config = run.load_config("coupled_hypersphere:mvtec_resnet18")
+    config.model.arm = "gaussian"
+    found = adaptation.parts(config).describe({}, p)
+    assert found.shape == (1, 2, 2, 100) and jnp.isin(found, p).all()
+    np.testing.assert_array_equal(found, adaptation.parts(config).describe({}, p))
+    few = p[..., :100]
+    np.testing.assert_array_equal(adaptation.parts(config).describe({}, few), few)
+
+
 @pytest.mark.parametrize("change", [{"model.num_repel": 0}, {"model.train_radius": False}])
 def test_the_ablation_builds_its_arms(change):
     from reprise.common.training import program, sharding
