@@ -4,7 +4,7 @@
 
 brick          defects on crops of a bundled photograph, random backbone: CFA against no adaptation
 gravel         the same on another texture
-brick_long     four times as long: trained radius, fixed radius, no repulsion
+brick_long     four times as long: trained radius, fixed radius, no repulsion, large radius
 magnetic_tile  real defects, 24 images to train on; backbone pre-trained here on CIFAR-10
 mvtec_wrn50    one class of MVTec AD, Wide-ResNet-50-2 of ImageNet; the README reports an average
                image AUROC of 0.993 and pixel AUROC of 0.982, an independent port 0.956 and 0.983

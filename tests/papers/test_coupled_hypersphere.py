@@ -479,6 +479,14 @@ def test_the_gaussian_takes_a_fixed_part_of_many_channels():
     np.testing.assert_array_equal(adaptation.parts(config).describe({}, few), few)
 
 
+def test_a_radius_above_the_root_of_alpha_repels_from_the_start():
+    config = tiny("brick_long", num_steps=1, **{"model.radius": 0.5})
+    arms = run.recipe(config).study(config).arms
+    assert {"large_radius", "large_radius_no_repulsion"} <= set(arms)
+    track = run.run(config).state.model_state["track"]
+    assert track[0, 0] == 0.5 and track[0, 2] > 0
+
+
 @pytest.mark.parametrize("change", [{"model.num_repel": 0}, {"model.train_radius": False}])
 def test_the_ablation_builds_its_arms(change):
     from reprise.common.training import program, sharding
