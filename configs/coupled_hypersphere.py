@@ -4,19 +4,22 @@
 
 brick          defects on crops of a bundled photograph, random backbone: CFA against no adaptation
 gravel         the same on another texture
-brick_long     four times as long: trained radius, fixed radius, no repulsion
+brick_long     four times as long: trained radius, fixed radius, no repulsion, large radius
 magnetic_tile  real defects, 24 images to train on; backbone pre-trained here on CIFAR-10
 mvtec_wrn50    one class of MVTec AD, Wide-ResNet-50-2 of ImageNet; the README reports an average
                image AUROC of 0.993 and pixel AUROC of 0.982, an independent port 0.956 and 0.983
 mvtec_resnet18 the same with ResNet-18; the port reports 0.930 and 0.979
 rd_mvtec_wrn50 the same, rotated and cropped at random in training and test
 
-Other classes: --config.data.train_split=cable_train --config.data.test_split=cable_test. Uncropped
-("R"): --config.data.size=256. What to expect, and how long each took on which machine, is in
+Other classes: --config.data.train_split=cable_train --config.data.test_split=cable_test
+--config.data.train=224, the number of its training images (tasks.MVTEC_TRAIN), from which the steps
+of 30 epochs follow. Uncropped ("R"): --config.data.size=256.
+
+What to expect, and how long each took on which machine, is in
 papers/coupled_hypersphere/README.md.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from reprise.common import config as base
 
@@ -49,6 +52,7 @@ def get_config(variant: str = "brick") -> ConfigDict:
     config.model.train_radius = True
     config.model.gamma_c = 1  # compression of the memory bank
     config.model.gamma_d = 1  # compression of the descriptor
+    config.model.gaussian_channels = 550  # of the arm "gaussian", at random; PaDiM's for WRN-50-2
     config.model.backbone = "resnet"  # or "random_pyramid"
     config.model.backbone_classes = 1000  # of the backbone's head, which is not used
     config.model.depth, config.model.width, config.model.widen = 18, 64, 1
@@ -59,7 +63,8 @@ def get_config(variant: str = "brick") -> ConfigDict:
     config.data = ConfigDict()
     config.data.ablation = False  # the study compares radius and repulsion instead of methods
     config.data.gain = 0.0  # pixel AUROC that CFA must gain over the untrained descriptor
-    config.data.train, config.data.test = 0, 0  # images; whatever there are where test is 0
+    # Images; whatever there are where test is 0. Epochs and memory bank take `train` of them.
+    config.data.train, config.data.test = 0, 0
     config.data.train_split, config.data.test_split = "train", "test"
     config.data.resize = 0  # pixels of the shorter side before a crop; 0: all of it to a square
     config.data.unaligned = False  # random rotation and crop, in training and test
@@ -85,11 +90,15 @@ def get_config(variant: str = "brick") -> ConfigDict:
 
 
 def _epochs(config: ConfigDict, images: int, epochs: int) -> None:
+    """Steps that follow `data.train` and `batch_size` when they are changed."""
     config.data.train = images
-    steps = images // config.batch_size
-    config.num_steps = epochs * steps
-    config.eval_every = steps
-    config.steps_per_dispatch = steps
+
+    def epoch() -> FieldReference:
+        return config.data.get_ref("train") // config.get_ref("batch_size")
+
+    config.num_steps = epochs * epoch()
+    config.eval_every = epoch()
+    config.steps_per_dispatch = epoch()
 
 
 def _texture(config: ConfigDict) -> None:
@@ -128,7 +137,9 @@ def _mvtec(config: ConfigDict) -> None:
     config.data.unaligned = config.variant == "rd_mvtec_wrn50"
     config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.model.weights = "resnet18.npz"
+    config.model.gaussian_channels = 100  # PaDiM's for ResNet-18
     if "wrn50" in config.variant:
         config.model.depth, config.model.widen = 50, 2
         config.model.weights = "wide_resnet50_2.npz"
+        config.model.gaussian_channels = 550
     _epochs(config, 209, 30)  # bottle

@@ -44,6 +44,7 @@ def _check(name: str, scores: np.ndarray, truth: np.ndarray, ndim: int) -> None:
 def _auroc(name: str, scores: np.ndarray, truth: np.ndarray, ndim: int) -> float:
     from sklearn.metrics import roc_auc_score
 
+    scores = scores.astype(np.float64)  # scikit-learn takes no bfloat16
     _check(name, scores, truth, ndim)
     return float(roc_auc_score(truth.astype(bool).ravel(), scores.ravel()))
 

@@ -16,7 +16,7 @@ def link_prediction_metrics(
       negative: scores of pairs without a link.
 
     Raises:
-      ValueError: either is empty or no vector, or a score is NaN.
+      ValueError: either is empty or no vector, or a score is not finite.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -24,10 +24,11 @@ def link_prediction_metrics(
     for name, value in (("positive", positive), ("negative", negative)):
         if value.ndim != 1 or not len(value):
             raise ValueError(f"link_prediction_metrics: {name} {value.shape} must be [>= 1]")
-        if np.isnan(value).any():
+        finite = np.isfinite(value)
+        if not finite.all():
             raise ValueError(
-                f"link_prediction_metrics: {np.isnan(value).sum()} of {len(value)} {name} scores "
-                "are NaN"
+                f"link_prediction_metrics: {(~finite).sum()} of {len(value)} {name} scores are not "
+                "finite"
             )
     truth = np.concatenate([np.ones(len(positive), int), np.zeros(len(negative), int)])
     scores = np.concatenate([positive, negative])
@@ -41,11 +42,18 @@ def pair_scores(latent: Float[Any, "n k"], pairs: Int[Any, "2 m"]) -> Float[np.n
     """Inner product of the two rows of each pair, in float64.
 
     Raises:
-      ValueError: shapes that do not fit.
+      ValueError: shapes that do not fit, or a node number outside 0..n-1; its pair is named.
     """
     latent, pairs = np.asarray(latent, np.float64), np.asarray(pairs)
     if latent.ndim != 2 or pairs.ndim != 2 or pairs.shape[0] != 2:
         raise ValueError(
             f"pair_scores: latent {latent.shape} must be [n, k] and pairs {pairs.shape} [2, m]"
+        )
+    outside = ((pairs < 0) | (pairs >= len(latent))).any(0)
+    if outside.any():
+        bad = int(outside.argmax())
+        raise ValueError(
+            f"pair_scores: pair {bad} = {pairs[:, bad].tolist()}: nodes must be in "
+            f"0..{len(latent) - 1}"
         )
     return (latent[pairs[0]] * latent[pairs[1]]).sum(1)

@@ -55,7 +55,7 @@ def kmeans(
       num_iters: cap on Lloyd's iterations of each.
 
     Raises:
-      ValueError: points that are no matrix, or fewer points than clusters.
+      ValueError: points that are no matrix, fewer points than clusters, or no restart.
 
     Source: Lloyd, IEEE Trans. Inf. Theory 1982; Arthur, Vassilvitskii, SODA 2007.
     """
@@ -63,6 +63,8 @@ def kmeans(
         raise ValueError(
             f"kmeans: points {points.shape} must be [n, d] with n >= num_clusters = {num_clusters}"
         )
+    if num_restarts < 1:
+        raise ValueError(f"kmeans: num_restarts = {num_restarts}: must be 1 or more")
     x = points.astype(jnp.promote_types(points.dtype, jnp.float32))
     # Distances cancel where points lie far from the origin.
     mean = x.mean(0)

@@ -80,10 +80,10 @@ def parts(config: ConfigDict) -> Parts:
         _, taps = network.apply(variables, image, train=False)
         return jax.lax.stop_gradient(patch_features([taps[name] for name in m.taps]))
 
-    if m.arm in ("raw", "gaussian"):
-        # The Gaussian of each position has no use for coordinates, which do not vary.
-        describe = add_coords if m.arm == "raw" else (lambda p: p)
-        return Parts(init, patches, lambda key, p: {}, lambda _, p: describe(p))
+    if m.arm == "raw":
+        return Parts(init, patches, lambda key, p: {}, lambda _, p: add_coords(p))
+    if m.arm == "gaussian":
+        return Parts(init, patches, lambda key, p: {}, lambda _, p: _some(p, m.gaussian_channels))
 
     def descriptor(p: jax.Array) -> Any:
         return PatchDescriptor(p.shape[-1] // m.gamma_d, dtype)
@@ -94,6 +94,17 @@ def parts(config: ConfigDict) -> Parts:
         lambda key, p: descriptor(p).init(key, p)["params"],
         lambda params, p: descriptor(p).apply({"params": params}, p),
     )
+
+
+def _some(p: Array, count: int) -> Array:
+    """At most `count` channels, the same random ones always: covariances grow with their square.
+
+    No coordinates: at one position they do not vary.
+    """
+    channels = p.shape[-1]
+    if channels <= count:
+        return p
+    return p[..., np.sort(np.random.default_rng(0).permutation(channels)[:count])]
 
 
 def _stream(config: ConfigDict) -> Any:

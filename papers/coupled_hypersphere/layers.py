@@ -70,24 +70,25 @@ class PatchDescriptor(nn.Module):
 
     Attributes:
       features: D, the width of a descriptor.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; None: that of the inputs and parameters together. Parameters are
+        float32.
 
     Call: [B, H, W, Cin] -> [B, H, W, D]. Parameters: `kernel` [Cin + 2, D], whose last two rows are
     the row and the column coordinate, and `bias` [D].
     """
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width c"]
     ) -> Float[Array, "batch height width d"]:
-        x = add_coords(x.astype(self.dtype))
-        fan_in = x.shape[-1]
+        fan_in = x.shape[-1] + 2
         shapes = {"kernel": (fan_in, self.features), "bias": (self.features,)}
         kernel, bias = (
             self.param(name, lambda key, s=shape: _uniform_fan_in(key, s, fan_in, jnp.float32))
             for name, shape in shapes.items()
         )
-        return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return add_coords(x) @ kernel + bias

@@ -9,6 +9,23 @@ from reprise.common import data
 
 SIZE = 48  # pixels a side of the texture crops
 PHOTOS = {"brick": 1, "gravel": 3}  # places among the bundled photographs
+MVTEC_TRAIN = {
+    "bottle": 209,
+    "cable": 224,
+    "capsule": 219,
+    "carpet": 280,
+    "grid": 264,
+    "hazelnut": 391,
+    "leather": 245,
+    "metal_nut": 220,
+    "pill": 267,
+    "screw": 320,
+    "tile": 230,
+    "toothbrush": 60,
+    "transistor": 213,
+    "wood": 247,
+    "zipper": 240,
+}  # training images of each class of MVTec AD
 
 Examples = dict[str, np.ndarray]
 
@@ -111,8 +128,18 @@ def photographed(example: Examples, rng: np.random.Generator, config: ConfigDict
 
 
 def train_source(config: ConfigDict) -> tuple[data.Source, Any]:
-    """Defect-free images, and the transform that makes them the network's (None where they are)."""
+    """Defect-free images, and the transform that makes them the network's (None where they are).
+
+    Raises:
+      ValueError: `config.data.train` is not the number of images of a class of MVTec AD.
+    """
     d = config.data
+    count = MVTEC_TRAIN.get(d.train_split.removesuffix("_train"), d.train)
+    if d.name == "mvtec_ad" and d.train != count:
+        raise ValueError(
+            f"config.data.train = {d.train}: {d.train_split} has {count} images, from which the "
+            f"epochs follow; give --config.data.train={count}"
+        )
     if d.name in PHOTOS:
         made = textures(d.name, d.train, config.seed, part="upper", defects=False)
         return data.from_arrays(f"{d.name} crops", {"image": made["image"]}), None

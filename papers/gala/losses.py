@@ -1,10 +1,13 @@
 """The costs: features, subspaces, links."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from reprise.common.ops.svd import thin_svd
 
 
 def feature_reconstruction_loss(
@@ -32,11 +35,11 @@ def subspace_clustering_cost(
 ) -> Float[Array, ""]:
     """min over A of (lam/2) ||H - A H||_F^2 + (mu/2) ||A||_F^2, in closed form: one scalar.
 
-    Its value is (mu lam / 2) tr[(mu I_k + lam H^T H)^(-1) H^T H]; only a k x k system is solved,
-    and the gradient is exact. Batch-level: it looks at all nodes together. Bounded by mu k / 2:
-    where lam times the scale of H^T H is far above mu it saturates, and its gradient is small.
-    The official code takes a rank-20 SVD with rescaled singular values instead; this is the paper's
-    formula (section 3.4).
+    Its value is (mu lam / 2) tr[(mu I_k + lam H^T H)^(-1) H^T H], from the singular values of H;
+    the gradient is exact, and finite for any rank. Batch-level: it looks at all nodes together.
+    Bounded by mu k / 2: where lam times the scale of H^T H is far above mu it saturates, and its
+    gradient is small. The official code takes a rank-20 SVD with rescaled singular values instead;
+    this is the paper's formula (section 3.4).
 
     Args:
       latent: H, a row a node.
@@ -48,29 +51,59 @@ def subspace_clustering_cost(
     """
     _check_latent("subspace_clustering_cost", latent, mu, lam)
     wide = latent.astype(jnp.promote_types(latent.dtype, jnp.float32))
-    return _minimum(wide, jnp.asarray(mu, wide.dtype), jnp.asarray(lam, wide.dtype))
+    mu, lam = jnp.asarray(mu, wide.dtype), jnp.asarray(lam, wide.dtype)
+    return 0.5 * mu * _filtered(wide, lam / mu)[0]
+
+
+_dot = functools.partial(jnp.matmul, precision="highest")
+
+
+def _thin(latent: Array) -> tuple[Array, Array, Array]:
+    """The thin SVD, with singular values that are no more than rounding taken as 0."""
+    left, values, right = thin_svd(latent)
+    tiny = jnp.finfo(values.dtype).eps * max(latent.shape) ** 0.5
+    return left, jnp.where(values > tiny * values[0], values, 0.0), right
 
 
 @jax.custom_jvp
-def _minimum(latent: Array, mu: Array, lam: Array) -> Array:
-    gram, regularised = _gram(latent, mu, lam)
-    inside = jax.scipy.linalg.solve(regularised, gram, assume_a="pos")
-    return 0.5 * mu * lam * jnp.trace(inside)
+def _filtered(latent: Array, ratio: Array) -> tuple[Array, Array, Array]:
+    """(r tr[W H^T H], H W, H W^2) with W = (I_k + r H^T H)^(-1), r the ratio, of one SVD.
+
+    No system is solved: where r times the scale of H^T H is above the inverse of the rounding
+    error, a factorisation of W's inverse fails, or leaves nothing of the gradient's digits.
+    """
+    left, values, right = _thin(latent)
+    weights = 1 / (1 + ratio * values**2)
+    once, twice = (_dot(left * (values * weights**power), right) for power in (1, 2))
+    return (ratio * values**2 * weights).sum(), once, twice
 
 
-@_minimum.defjvp
-def _minimum_jvp(primals: Any, tangents: Any) -> Any:
-    """The slopes of the two terms at their minimum: differentiating the solve cancels digits."""
-    latent, mu, lam = primals
-    gram, regularised = _gram(latent, mu, lam)
-    factor = jax.scipy.linalg.cho_factor(regularised)
-    inside = jax.scipy.linalg.cho_solve(factor, gram)
-    missed = mu * jax.scipy.linalg.cho_solve(factor, latent.T).T  # H - A H
-    slope = lam * mu * jax.scipy.linalg.cho_solve(factor, missed.T).T
-    d_latent, d_mu, d_lam = tangents
-    affinity_squared = lam**2 * (inside * inside.T).sum()
-    tangent = (slope * d_latent).sum() + 0.5 * (affinity_squared * d_mu + (missed**2).sum() * d_lam)
-    return 0.5 * mu * lam * jnp.trace(inside), tangent
+@_filtered.defjvp
+def _filtered_jvp(primals: Any, tangents: Any) -> Any:
+    (latent, ratio), (d_latent, d_ratio) = primals, tangents
+    share, once, twice = _filtered(latent, ratio)
+    weights = jnp.eye(latent.shape[1], dtype=latent.dtype) - ratio * _dot(latent.T, once)  # W
+    moved = _dot(d_latent, weights)
+    half = _dot(once.T, moved)
+    d_weights = -ratio * (half + half.T) - d_ratio * _dot(once.T, once)
+    d_share = 2 * ratio * (twice * d_latent).sum() + d_ratio * (once**2).sum()
+    d_once = moved + _dot(latent, d_weights)
+    d_twice = _dot(d_once, weights) + _dot(once, d_weights)
+    return (share, once, twice), (d_share, d_once, d_twice)
+
+
+@jax.custom_jvp
+def _affinity(latent: Array, ratio: Array) -> Array:
+    left, values, _ = _thin(latent)
+    return _dot(left * (ratio * values**2 / (1 + ratio * values**2)), left.T)
+
+
+@_affinity.defjvp
+def _affinity_jvp(primals: Any, tangents: Any) -> Any:
+    (latent, ratio), (d_latent, d_ratio) = primals, tangents
+    affinity, once = _affinity(latent, ratio), _filtered(latent, ratio)[1]
+    half = ratio * _dot(d_latent - _dot(affinity, d_latent), once.T)
+    return affinity, half + half.T + d_ratio * _dot(once, once.T)
 
 
 def latent_affinity(
@@ -92,8 +125,7 @@ def latent_affinity(
     _check_latent("latent_affinity", latent, mu, lam)
     wide = latent.astype(jnp.promote_types(latent.dtype, jnp.float32))
     if rank is None:
-        _, regularised = _gram(wide, mu, lam)
-        return lam * wide @ jax.scipy.linalg.solve(regularised, wide.T, assume_a="pos")
+        return _affinity(wide, jnp.asarray(lam / mu, wide.dtype))
     if not 1 <= rank <= min(latent.shape):
         raise ValueError(f"latent_affinity: rank = {rank}: must be in 1..{min(latent.shape)}")
     left, values, _ = jnp.linalg.svd(wide, full_matrices=False)
@@ -191,12 +223,6 @@ def _link_weights(
     norm = jnp.where(some, pairs / (2 * jnp.where(some, unlinked, 1.0)), 1.0)
     weight = jnp.where(some, unlinked / linked, 1.0) if pos_weight is None else pos_weight
     return jnp.asarray(weight, dtype), norm
-
-
-def _gram(latent: Array, mu: float | Array, lam: float | Array) -> tuple[Array, Array]:
-    # In full precision: the system is as ill conditioned as lam / mu times the square of H's.
-    gram = jnp.matmul(latent.T, latent, precision="highest")
-    return gram, mu * jnp.eye(len(gram), dtype=gram.dtype) + lam * gram
 
 
 def _check_latent(function: str, latent: Array, mu: float, lam: float) -> None:

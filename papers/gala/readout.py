@@ -1,6 +1,7 @@
 """Latents -> clusters, without labels; and which of several clusterings to believe."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,21 @@ def spectral_assignment(
 ) -> Int[np.ndarray, " n"]:
     """Normalised spectral clustering (Shi, Malik, 2000) with a given affinity; on the host.
 
-    Negative entries count as 0; the diagonal counts as it is. A node without affinity to any other
-    says nothing: it joins the largest cluster.
+    Negative entries count as 0; the diagonal counts as it is, where scikit-learn's spectral
+    clustering of a precomputed affinity gives what a diagonal of 0 would. A node without affinity
+    to any other says nothing: it joins the largest cluster.
+
+    Raises:
+      ValueError: an affinity that is not square, or not finite.
     """
     from scipy.linalg import eigh
     from scipy.sparse.linalg import eigsh
 
-    positive = np.maximum(np.asarray(affinity, np.float32), 0)
+    affinity = np.asarray(affinity, np.float32)
+    if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1]:
+        raise ValueError(f"spectral_assignment: affinity {affinity.shape} must be [n, n]")
+    _check_finite("spectral_assignment: affinity", affinity)
+    positive = np.maximum(affinity, 0)
     known = positive.sum(1) > np.diag(positive)
     count = int(known.sum())
     if count <= num_clusters:
@@ -73,16 +82,26 @@ def read_out(
       mu, lam, rank: of the affinity.
 
     Raises:
-      ValueError: another name.
+      ValueError: another name, or a latent or affinity that is not finite.
     """
     if name not in READOUTS:
         raise ValueError(f"read_out: {name!r}: allowed are {', '.join(READOUTS)}")
+    _check_finite(f"read_out: {name}: latent", latent)
     method, _, rows = name.partition("_")
     points = unit_rows(latent) if rows == "l2" else jnp.asarray(latent)
     if method == "kmeans":
         return np.asarray(kmeans(key, points, num_clusters, num_restarts=restarts).assignments)
     affinity = jax.jit(latent_affinity, static_argnames="rank")(points, mu=mu, lam=lam, rank=rank)
     return spectral_assignment(np.asarray(affinity), num_clusters, key)
+
+
+def _check_finite(what: str, matrix: Float[Any, "n _"]) -> None:
+    rows = np.isfinite(np.asarray(matrix, np.float32)).all(1)
+    if not rows.all():
+        raise ValueError(
+            f"{what} has {(~rows).sum()} of {len(rows)} rows that are not finite, the first is row "
+            f"{rows.argmin()}"
+        )
 
 
 def most_modular(modularities: Mapping[str, float]) -> str:

@@ -187,6 +187,8 @@ def test_gradients_in_float64():
 
         arguments = (phi[:, :3, :3], jnp.asarray(2.1), maps)
         assert all(out.dtype == jnp.float64 for out in everything(*arguments))
+        described, _ = PatchDescriptor(2).init_with_output(jax.random.key(0), phi)
+        assert described.dtype == jnp.float64
         check_grads(everything, arguments, 1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
@@ -197,6 +199,8 @@ def test_bfloat16_stays_finite():
     assert slope.dtype == jnp.bfloat16 and np.isfinite(slope.astype(np.float32)).all()
     score = anomaly_map(coupled_hypersphere_score(phi, bank), 14)
     assert np.isfinite(score).all()
+    described, _ = PatchDescriptor(2, jnp.bfloat16).init_with_output(jax.random.key(0), PHI)
+    assert described.dtype == jnp.bfloat16
 
 
 def test_the_memory_bank_is_the_mean_over_batches_of_each_position():
@@ -446,6 +450,41 @@ def test_every_variant_builds_its_real_model(variant):
         assert previous.params["descriptor"]["kernel"].shape == (1794, 1792)
     if variant == "mvtec_resnet18":
         assert previous.params["descriptor"]["kernel"].shape == (450, 448)
+
+
+def test_epochs_follow_the_images_of_a_class():
+    from reprise.papers.coupled_hypersphere import adaptation
+
+    config = run.load_config("coupled_hypersphere:mvtec_resnet18")
+    config.model.weights = "random"
+    assert (config.num_steps, config.eval_every) == (30 * 52, 52)
+    config.data.train_split = "cable_train"
+    with pytest.raises(ValueError, match=r"data.train = 209: cable_train has 224 images"):
+        adaptation.bank_phase(config)
+    config.data.train = 224
+    assert (config.num_steps, config.eval_every) == (30 * 56, 56)
+    assert adaptation.bank_phase(config).num_steps == 56
+
+
+def test_the_gaussian_takes_a_fixed_part_of_many_channels():
+    from reprise.papers.coupled_hypersphere import adaptation
+
+    p = jax.random.normal(jax.random.key(0), (1, 2, 2, 448))
+    config = run.load_config("coupled_hypersphere:mvtec_resnet18")
+    config.model.arm = "gaussian"
+    found = adaptation.parts(config).describe({}, p)
+    assert found.shape == (1, 2, 2, 100) and jnp.isin(found, p).all()
+    np.testing.assert_array_equal(found, adaptation.parts(config).describe({}, p))
+    few = p[..., :100]
+    np.testing.assert_array_equal(adaptation.parts(config).describe({}, few), few)
+
+
+def test_a_radius_above_the_root_of_alpha_repels_from_the_start():
+    config = tiny("brick_long", num_steps=1, **{"model.radius": 0.5})
+    arms = run.recipe(config).study(config).arms
+    assert {"large_radius", "large_radius_no_repulsion"} <= set(arms)
+    track = run.run(config).state.model_state["track"]
+    assert track[0, 0] == 0.5 and track[0, 2] > 0
 
 
 @pytest.mark.parametrize("change", [{"model.num_repel": 0}, {"model.train_radius": False}])

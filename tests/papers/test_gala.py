@@ -38,7 +38,7 @@ from reprise.papers.gala import (
     subspace_clustering_cost,
 )
 from reprise.papers.gala.links import split_of
-from reprise.papers.gala.readout import READOUTS, read_out, unit_rows
+from reprise.papers.gala.readout import READOUTS, read_out, spectral_assignment, unit_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = dict(np.load(ROOT / "tests/goldens/gala.npz"))
@@ -181,6 +181,33 @@ def test_the_cost_is_the_minimum_of_its_two_terms():
         np.testing.assert_allclose(large, mu * 6 / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "rank", "norm"), [(200, 32, 5, 8.0), (200, 32, 5, 75.0), (100, 128, 20, 8.0)]
+)
+def test_latents_of_low_rank_cost_what_their_singular_values_say(n, k, rank, norm):
+    rng = np.random.default_rng(0)
+    exact = np.abs(rng.normal(size=(n, rank))) @ np.abs(rng.normal(size=(rank, k)))
+    exact *= norm / np.linalg.norm(exact, axis=1, keepdims=True)
+    left, values, right = np.linalg.svd(exact, full_matrices=False)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    weights = 1 / (1 + 50 * values**2)
+    latent = jnp.asarray(exact, jnp.float32)
+    cost, slope = jax.jit(jax.value_and_grad(subspace_clustering_cost))(latent)
+    np.testing.assert_allclose(cost, (50 * values**2 * weights).sum() / 2, rtol=1e-5)
+    close(slope, left * (50 * values * weights**2) @ right, 1e-4)
+    close(latent_affinity(latent), left * (50 * values**2 * weights) @ left.T, 1e-5)
+
+
+def test_every_derivative_of_the_cost_is_finite_for_latents_without_full_rank():
+    latents = jnp.stack([jnp.ones((4, 6)), jnp.zeros((4, 6)), jnp.eye(4, 6)])
+
+    def both(h):
+        return subspace_clustering_cost(h) + (latent_affinity(h) ** 3).sum()
+
+    for each in jax.jit(jax.vmap(lambda h: (jax.grad(both)(h), jax.hessian(both)(h))))(latents):
+        assert np.isfinite(each).all()
+
+
 def test_the_affinity_of_full_rank_is_that_without_truncation():
     latent = jnp.asarray(GOLDEN["latent"])
     whole = latent_affinity(latent)
@@ -266,6 +293,14 @@ def test_neighbours_are_scikit_learns_and_both_forms_agree():
     edges, weights = knn_edges(x, k=6)
     close(dense(edge_smoothing_weights(edges, weights, 40)), smoothing_operator(found), 1e-5)
     assert float(jnp.diag(knn_affinity(np.ones((40, 5), np.float32), k=6)).max()) == 0
+
+
+def test_neighbours_do_not_depend_on_where_the_origin_is():
+    # Multiples of 1/64, which stay what they are at any of these distances.
+    x = np.round(64 * np.random.default_rng(0).normal(size=(60, 20))).astype(np.float32) / 64
+    near = np.asarray(knn_edges(x, k=5)[0])
+    for offset in (100, 1000):
+        np.testing.assert_array_equal(knn_edges(x + np.float32(offset), k=5)[0], near)
 
 
 def test_a_graph_of_images_gives_mutual_neighbours_twice_the_weight():
@@ -397,6 +432,15 @@ print("ok")
         (lambda: link_reconstruction_loss(jnp.ones((3, 2)), jnp.ones((2, 2))), r"\(2, 2\)"),
         (lambda: edge_link_reconstruction_loss(jnp.ones((3, 2)), jnp.ones(3, int)), r"\(3,\)"),
         (lambda: knn_affinity(jnp.ones((3, 2)), k=3), r"k = 3: must be in 1..2 for 3 rows"),
+        (
+            lambda: read_out("spectral_raw", jnp.ones((3, 2)).at[1, 0].set(jnp.nan), 2, None),
+            "spectral_raw: latent has 1 of 3 rows that are not finite, the first is row 1",
+        ),
+        (
+            lambda: spectral_assignment(np.full((3, 3), np.nan), 2, None),
+            "affinity has 3 of 3 rows that are not finite",
+        ),
+        (lambda: spectral_assignment(np.ones((3, 2)), 2, None), r"\(3, 2\) must be \[n, n\]"),
         (lambda: read_out("ward", jnp.ones((3, 2)), 2, None), "'ward': allowed are kmeans_l2"),
         (lambda: GALA(()).init(jax.random.key(0), jnp.ones((3, 2)), 0, 0), "widths must name"),
         (

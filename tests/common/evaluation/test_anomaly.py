@@ -1,5 +1,6 @@
 """Metrics of anomaly detection against independent computations."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,6 +27,13 @@ def test_aurocs_count_pairs_in_order(seed):
     assert pixel_auroc(maps, masks) == pytest.approx(expected, abs=1e-6)
     labels, scores = masks.any((1, 2)).astype(int), maps.max((1, 2))
     assert image_auroc(scores, labels) == pytest.approx(pairs_in_order(scores, labels), abs=1e-6)
+
+
+def test_scores_of_16_bits_are_taken():
+    masks = np.array([[[0, 1], [0, 0]]])
+    maps = np.array([[[0.1, 0.9], [0.5, 0.2]]], jnp.bfloat16)
+    assert pixel_auroc(maps, masks) == 1.0 and per_region_overlap(maps, masks) == 1.0
+    assert image_auroc(maps[0, 0], np.array([1, 0])) == 0.0
 
 
 def regions_by_flood_fill(mask):

@@ -35,7 +35,12 @@ def test_scores_are_inner_products():
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"negative \(0,\) must be"):
         link_prediction_metrics(np.ones(2), np.ones(0))
-    with pytest.raises(ValueError, match="1 of 2 positive scores are NaN"):
+    with pytest.raises(ValueError, match="1 of 2 positive scores are not finite"):
         link_prediction_metrics(np.array([1.0, np.nan]), np.ones(2))
+    with pytest.raises(ValueError, match="2 of 2 negative scores are not finite"):
+        link_prediction_metrics(np.ones(2), np.array([np.inf, -np.inf]))
     with pytest.raises(ValueError, match=r"pairs \(3,\)"):
         pair_scores(np.ones((3, 2)), np.arange(3))
+    for node in (-1, 3):
+        with pytest.raises(ValueError, match=rf"pair 1 = \[2, {node}\]: nodes must be in 0..2"):
+            pair_scores(np.ones((3, 2)), np.array([[0, 2], [1, node]]))

@@ -64,3 +64,5 @@ def test_distances_are_exact_and_never_negative():
 def test_wrong_input_is_refused():
     with pytest.raises(ValueError, match=r"\(3, 2\).*num_clusters = 4"):
         kmeans(KEY, jnp.zeros((3, 2)), 4)
+    with pytest.raises(ValueError, match="num_restarts = 0: must be 1 or more"):
+        kmeans(KEY, jnp.zeros((3, 2)), 2, num_restarts=0)
