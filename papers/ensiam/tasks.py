@@ -87,8 +87,8 @@ def stream(config: ConfigDict) -> Any:
         return crop_stream(config, source, config.batch_size, config.model.num_views, d.crop)
     if d.name != "digits" and not data.available(d.name, config.data_dir or None)[0]:
         # Its shapes are known without it; the loop says what is missing when it asks for a batch.
-        source: Any = _Numbered(data.load(d.name, d.train, data_dir=config.data_dir or None))
-        return data.stream(source, config.batch_size, seed=config.seed, transform=_without_label)
+        unseen = _Numbered(data.load(d.name, d.train, data_dir=config.data_dir or None))
+        return data.stream(unseen, config.batch_size, seed=config.seed, transform=_without_label)
     images = sets(config)[0]["image"]
     index = np.arange(len(images), dtype=np.int32)
     source = data.from_arrays(d.name, {"image": images, "index": index})
