@@ -1,5 +1,6 @@
 """Linen modules: the fixed-point layer around any cell, and the paper's two forms."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -137,12 +138,9 @@ class _EnergyCell(nn.Module):
         return (hidden**2).mean(-1)
 
 
-class _MultiLabel(nn.Module):
+class _MultiLabel(nn.Module, kw_only=True):
     """What FPINN and FPIGD share: W_y y + b once, then the iteration over x from zeros."""
 
-    features: int
-    num_labels: int
-    step_size: float = 0.0
     unroll: int = 0
     solver: str = "picard"
     tol: float = 1e-8
@@ -153,17 +151,22 @@ class _MultiLabel(nn.Module):
     backward_max_iter: int | None = None
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, y: Float[Array, "batch inputs"]) -> tuple[Array, dict[str, Any]]:
-        fan_in = y.shape[-1] + self.num_labels
+    def limit(
+        self,
+        y: Float[Array, "batch inputs"],
+        make_cell: Any,
+        features: int,
+        num_labels: int,
+        step_size: float = 0.0,
+    ) -> tuple[Array, dict[str, Any]]:
+        fan_in = y.shape[-1] + num_labels
         init = torch_uniform(fan_in)
         projected = nn.Dense(
-            self.features, kernel_init=init, bias_init=init, dtype=self.dtype, name="input"
+            features, kernel_init=init, bias_init=init, dtype=self.dtype, name="input"
         )(y)
-        make_cell = _EnergyCell if self.step_size else _NNCell
         layer = FixedPoint(
-            cell=make_cell(self.features, fan_in, name="cell"),
-            step_size=self.step_size,
+            cell=make_cell(features, fan_in, name="cell"),
+            step_size=step_size,
             unroll=self.unroll,
             solver=self.solver,
             tol=self.tol,
@@ -174,7 +177,7 @@ class _MultiLabel(nn.Module):
             backward_max_iter=self.backward_max_iter,
             name="fixed_point",
         )
-        x, stats = layer(projected, jnp.zeros((y.shape[0], self.num_labels), self.dtype))
+        x, stats = layer(projected, jnp.zeros((y.shape[0], num_labels), self.dtype))
         return x, {"input": projected, "stats": stats}
 
 
@@ -197,6 +200,10 @@ class FPINN(_MultiLabel):
     features: int = 600
     num_labels: int = 159
 
+    @nn.compact
+    def __call__(self, y: Float[Array, "batch inputs"]) -> tuple[Array, dict[str, Any]]:
+        return self.limit(y, _NNCell, self.features, self.num_labels)
+
 
 class FPIGD(_MultiLabel):
     """FPI_GD: x* minimises the energy mean_k relu(W [y, sigmoid(x)] + b)_k^2 by gradient steps.
@@ -205,8 +212,8 @@ class FPIGD(_MultiLabel):
 
     Attributes:
       features: hidden width.
+      step_size: alpha, above 0.
       num_labels: size of x.
-      step_size: alpha.
       solver, tol, max_iter, relative: see `fixed_point`; the paper's rule is absolute, 1e-4.
       backward_max_iter: products with J^T. The energy sees x through a sigmoid alone, so that for
         a label that is off its slope never vanishes: the limit lies at minus infinity, and I - J
@@ -218,10 +225,16 @@ class FPIGD(_MultiLabel):
     """
 
     features: int = 512
-    num_labels: int = 159
     step_size: float = 1.0
-    tol: float = 1e-4
-    relative: bool = False
+    num_labels: int = 159
+    tol: float = dataclasses.field(default=1e-4, kw_only=True)
+    relative: bool = dataclasses.field(default=False, kw_only=True)
+
+    @nn.compact
+    def __call__(self, y: Float[Array, "batch inputs"]) -> tuple[Array, dict[str, Any]]:
+        if self.step_size <= 0:
+            raise ValueError(f"FPIGD: step_size = {self.step_size}: must be above 0")
+        return self.limit(y, _EnergyCell, self.features, self.num_labels, self.step_size)
 
 
 class MLP(nn.Module):

@@ -452,6 +452,16 @@ def test_the_papers_parameter_counts():
     assert count(MLP(600, 159)) == 1836 * 600 + 600 + 600 * 159 + 159
 
 
+def test_the_gradient_form_takes_its_step_size_second_and_above_0():
+    model = FPIGD(8, 0.5, 4)
+    assert (model.features, model.step_size, model.num_labels) == (8, 0.5, 4)
+    y = jax.ShapeDtypeStruct((2, 6), jnp.float32)
+    x, _ = jax.eval_shape(lambda y: model.init_with_output(jax.random.key(0), y)[0], y)
+    assert x.shape == (2, 4)
+    with pytest.raises(ValueError, match=r"FPIGD: step_size = 0\.0: must be above 0"):
+        jax.eval_shape(FPIGD(8, 0.0, 4).init, jax.random.key(0), y)
+
+
 def test_projecting_the_input_outside_the_iteration_changes_nothing():
     model = FPINN(features=7, num_labels=5, tol=1e-12)
     y = jax.random.normal(jax.random.key(0), (3, 11))
