@@ -20,6 +20,8 @@ from reprise.papers.learned_objective.losses import end_point_error
 from reprise.papers.learned_objective.models import FlowObjective, smoothness
 from reprise.papers.learned_objective.parts import build_phase
 
+ARMS = ("learned", "handmade")
+
 
 def coarse_to_fine(
     objective: Any, params: Any, first: Any, second: Any, *, levels: int, **inner: Any
@@ -102,8 +104,10 @@ def phase(config: ConfigDict) -> Phase:
         start = float(np.log(np.expm1(m.step_size)))
         return {"net": net["params"], "step_size": jnp.asarray(start)}
 
-    def loss(params: Any, model_state: Any, _: Any, key: jax.Array) -> Any:
-        pair = tasks.textured_motion(key, config.batch_size, config.data.size)
+    def draw(_: Any, key: jax.Array) -> Any:
+        return tasks.textured_motion(key, config.batch_size, config.data.size)
+
+    def loss(params: Any, model_state: Any, pair: Any, key: jax.Array) -> Any:
         value, target = jnp.zeros(()), pair["flow"]
         flows = solve(params, pair["first"], pair["second"])
         for weight, flow in zip(reversed(weights), reversed(flows), strict=True):
@@ -140,7 +144,7 @@ def phase(config: ConfigDict) -> Phase:
             out["chairs_predict_zero"] = float(np.linalg.norm(real["flow"], axis=-1).mean())
         return out
 
-    return build_phase(config, init, loss, None, evaluate)
+    return build_phase(config, init, loss, draw, None, evaluate)
 
 
 def best_factor(config: ConfigDict, error: Any, params: Any) -> int:

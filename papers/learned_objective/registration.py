@@ -18,6 +18,8 @@ from reprise.papers.learned_objective.losses import learned_objective_loss
 from reprise.papers.learned_objective.models import ObjectiveMLP
 from reprise.papers.learned_objective.parts import build_phase
 
+ARMS = ("learned", "ssd", "znssd", "regression")
+
 
 def _ssd(params: Any, x: jax.Array, pair: Any) -> jax.Array:
     """Mean squared difference, by somebody who does not know of gain, bias and ramp."""
@@ -77,12 +79,13 @@ def phase(config: ConfigDict) -> Phase:
             return regression.init(key, pair)["params"]
         return net.init(key, pair["first"], pair["second"])["params"]
 
-    def loss(params: Any, model_state: Any, resident: Any, key: jax.Array) -> Any:
+    def draw(resident: Any, key: jax.Array) -> Any:
         if resident is None:
-            pair = tasks.registration(key, config.batch_size)
-        else:
-            chosen = jax.random.randint(key, (config.batch_size,), 0, config.data.pairs)
-            pair = jax.tree.map(lambda s: s[chosen], resident)
+            return tasks.registration(key, config.batch_size)
+        chosen = jax.random.randint(key, (config.batch_size,), 0, config.data.pairs)
+        return jax.tree.map(lambda s: s[chosen], resident)
+
+    def loss(params: Any, model_state: Any, pair: Any, key: jax.Array) -> Any:
         if m.arm == "regression":
             value = (regression.apply({"params": params}, pair) - pair["shift"]) ** 2
         else:
@@ -124,7 +127,7 @@ def phase(config: ConfigDict) -> Phase:
         errors["predict_zero"] = jnp.abs(test["shift"])
         return {name: float(value.mean()) for name, value in errors.items()}
 
-    return build_phase(config, init, loss, few, evaluate)
+    return build_phase(config, init, loss, draw, few, evaluate)
 
 
 def study(config: ConfigDict) -> Study:

@@ -477,6 +477,24 @@ def test_recipes_train_evaluate_checkpoint_and_resume(variant, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+def test_microbatches_are_parts_of_the_batch_of_one():
+    found = []
+    for accumulate in (1, 2):
+        change = {"accumulate": accumulate, "data.pairs": 12, "batch_size": 8, "ema_decay": 0.5}
+        config = configs.apply_overrides(
+            run.load_config("learned_objective:registration_300"), change | {"model.num_inner": 1}
+        )
+        (phase,) = run.recipe(config).phases(config)
+        state = phase.init(jax.random.key(0), None)
+        found.append(jax.jit(phase.step)(state, phase.batches, jax.random.key(1)))
+    (_, metrics), (parts, metrics_of_parts) = found
+    np.testing.assert_allclose(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics_of_parts["grad_norm"], metrics["grad_norm"], rtol=1e-4)
+    # And the average of the parameters is kept.
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, state.params, parts.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts.ema, expected)
+
+
 @pytest.mark.parametrize("variant", ["registration", "registration_300", "flow", "flow_medium"])
 def test_every_variant_builds_its_real_model(variant):
     from reprise.common.training import program, sharding
