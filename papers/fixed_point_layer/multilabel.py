@@ -15,11 +15,13 @@ from reprise.papers.fixed_point_layer import layers, tasks
 from reprise.papers.fixed_point_layer.metrics import binary_cross_entropy, multilabel_f1
 from reprise.papers.fixed_point_layer.parts import build_phase
 
+FORMS: dict[str, Any] = {"nn": layers.FPINN, "gd": layers.FPIGD, "mlp": layers.MLP}
+
 
 def phase(config: ConfigDict) -> Phase:
     m = config.model
     dtype = jnp.dtype(config.precision)
-    form = {"nn": layers.FPINN, "gd": layers.FPIGD, "mlp": layers.MLP}[m.form]
+    form = FORMS[m.form]
     options: dict[str, Any] = {"features": m.features, "num_labels": 159, "dtype": dtype}
     if m.form != "mlp":
         options |= {
@@ -87,9 +89,13 @@ def phase(config: ConfigDict) -> Phase:
 
 
 def study(config: ConfigDict) -> Study:
-    reported = {"nn": 0.434, "gd": 0.432}[config.model.form]
+    reported = {"nn": 0.434, "gd": 0.432}
+    if config.model.form not in reported:
+        raise ValueError(
+            f"config.model.form = {config.model.form!r}: a study compares nn or gd with mlp"
+        )
     arms = {
-        "fpi": Arm(reported={"f1@best": reported}),
+        "fpi": Arm(reported={"f1@best": reported[config.model.form]}),
         "mlp": Arm(
             {"model.form": "mlp", "model.dropout": 0.0, "optimizer.learning_rate": 1e-2},
             reported={"f1@best": 0.389},

@@ -21,8 +21,8 @@ def build_layer(config: ConfigDict, cell: Any) -> layers.FixedPoint:
 def build_phase(
     config: ConfigDict, init: Any, loss: Any, stream: Any, evaluate: Any, **more: Any
 ) -> Phase:
-    """One phase of gradient training from `init` and `loss`."""
-    tx = optimizers.make(config.optimizer, config.num_steps)
+    """One phase of gradient training; none of it where the config has no steps."""
+    tx = optimizers.make(config.optimizer, max(config.num_steps, 1))
     step = state.gradient_step(
         loss,
         tx,

@@ -13,9 +13,21 @@ _TASKS: dict[str, Any] = {"denoise": denoising, "maze": mazes, "bibtex": multila
 
 def phases(config: ConfigDict) -> list[Phase]:
     """One phase: train the layer, or with `model.unroll` the same module applied that often."""
-    return [_TASKS[config.model.task].phase(config)]
+    return [_task(config).phase(config)]
 
 
 def study(config: ConfigDict) -> Study:
     """The arms, the claim and the figures of the config's experiment."""
-    return _TASKS[config.model.task].study(config)
+    return _task(config).study(config)
+
+
+def _task(config: ConfigDict) -> Any:
+    task = config.model.task
+    if task not in _TASKS:
+        raise ValueError(f"config.model.task = {task!r}: allowed are {', '.join(_TASKS)}")
+    if task == "bibtex" and config.model.form not in multilabel.FORMS:
+        allowed = ", ".join(multilabel.FORMS)
+        raise ValueError(f"config.model.form = {config.model.form!r}: allowed are {allowed}")
+    if task == "maze" and config.precision != "float32":
+        raise ValueError(f"config.precision = {config.precision!r}: mazes run in float32")
+    return _TASKS[task]

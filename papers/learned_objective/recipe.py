@@ -13,9 +13,23 @@ _TASKS: dict[str, Any] = {"registration": registration, "flow": optical_flow}
 
 def phases(config: ConfigDict) -> list[Phase]:
     """One phase; a hand-crafted objective has no steps, only an evaluation."""
-    return [_TASKS[config.model.task].phase(config)]
+    return [_task(config).phase(config)]
 
 
 def study(config: ConfigDict) -> Study:
     """The arms, the claim and the figures of the config's experiment."""
-    return _TASKS[config.model.task].study(config)
+    return _task(config).study(config)
+
+
+def _task(config: ConfigDict) -> Any:
+    task, arm = config.model.task, config.model.arm
+    if task not in _TASKS:
+        raise ValueError(f"config.model.task = {task!r}: allowed are {', '.join(_TASKS)}")
+    if arm not in _TASKS[task].ARMS:
+        allowed = ", ".join(_TASKS[task].ARMS)
+        raise ValueError(f"config.model.arm = {arm!r}: allowed are {allowed}")
+    if config.precision != "float32":
+        raise ValueError(
+            f"config.precision = {config.precision!r}: the inner process runs in float32"
+        )
+    return _TASKS[task]

@@ -569,6 +569,33 @@ def test_crops_larger_than_the_embedded_photographs_are_named(field, value, most
         run.recipe(config).phases(config)
 
 
+@pytest.mark.parametrize(
+    ("variant", "field", "value", "message"),
+    [
+        ("maze", "model.task", "typo", "allowed are denoise, maze, bibtex"),
+        ("maze", "precision", "bfloat16", "mazes run in float32"),
+        ("bibtex_nn", "model.form", "typo", "allowed are nn, gd, mlp"),
+    ],
+)
+def test_wrong_fields_are_named(variant, field, value, message):
+    from reprise.common import config as configs
+
+    config = configs.apply_overrides(
+        run.load_config(f"fixed_point_layer:{variant}"), {field: value}
+    )
+    for build in (run.recipe(config).phases, run.recipe(config).study):
+        with pytest.raises(ValueError, match=f"config.{field} = '{value}': {message}"):
+            build(config)
+
+
+def test_a_run_without_steps_is_only_judged():
+    from reprise.common import config as configs
+
+    config = configs.apply_overrides(run.load_config("fixed_point_layer:denoise"), {"num_steps": 0})
+    (phase,) = run.recipe(config).phases(config)
+    assert phase.num_steps == 0 and phase.evaluate is not None
+
+
 TINY = {
     "denoise": {"data.patch": 8, "data.test_crop": 16, "model.features": 4},
     "maze": {"data.train": 32, "data.test": 6, "data.size": 4, "model.features": 4},

@@ -477,6 +477,24 @@ def test_recipes_train_evaluate_checkpoint_and_resume(variant, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("variant", "field", "value", "message"),
+    [
+        ("registration", "model.task", "typo", "allowed are registration, flow"),
+        ("registration", "model.arm", "handmade", "allowed are learned, ssd, znssd, regression"),
+        ("flow", "model.arm", "typo", "allowed are learned, handmade"),
+        ("flow", "precision", "bfloat16", "runs in float32"),
+    ],
+)
+def test_wrong_fields_are_named(variant, field, value, message):
+    config = configs.apply_overrides(
+        run.load_config(f"learned_objective:{variant}"), {field: value}
+    )
+    for build in (run.recipe(config).phases, run.recipe(config).study):
+        with pytest.raises(ValueError, match=f"config.{field} = '{value}': .*{message}"):
+            build(config)
+
+
 def test_microbatches_are_parts_of_the_batch_of_one():
     found = []
     for accumulate in (1, 2):
