@@ -11,8 +11,9 @@ def warp_bilinear(
     """The image seen along a flow: out(p) = image(p + flow(p)).
 
     Bilinear; coordinates outside the image are clamped to its border. Differentiable in both; the
-    second derivative in the flow is zero between grid points, and at them the derivative is the
-    right one.
+    second derivative in each component of the flow is zero between grid points. At them the
+    derivative is the one to the right or below; exactly on the border, where the clamping begins,
+    half of the one inside.
 
     Args:
       image: any floating dtype, kept.
@@ -49,6 +50,8 @@ def warp_linear_1d(
     signal: Float[Array, "batch length"], shift: Float[Array, " batch"]
 ) -> Float[Array, "batch length"]:
     """The signal moved by one shift an example: out(t) = signal(clamp(t + shift, 0, length - 1)).
+
+    The derivative in the shift is as of `warp_bilinear`.
 
     Args:
       signal: [B, L].

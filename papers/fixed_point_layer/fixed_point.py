@@ -1,6 +1,7 @@
 """The differentiable fixed-point layer: forward and backward fixed-point iterations."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -179,20 +180,25 @@ def _check_map(g: Map, params: PyTree, x0: PyTree, y: PyTree) -> None:
 # as a whole.
 
 
+def _width(leaf: Array) -> int:
+    """Numbers an example; -1 in a shape can't say it of a batch without examples."""
+    return math.prod(leaf.shape[1:])
+
+
 def _flatten(tree: PyTree, options: Options) -> Float[Array, "batch n"]:
     leaves = jax.tree.leaves(tree)
     dtype = jnp.result_type(jnp.float32, *leaves)
-    rows = [leaf.reshape(leaf.shape[0], -1).astype(dtype) for leaf in leaves]
+    rows = [leaf.reshape(leaf.shape[0], _width(leaf)).astype(dtype) for leaf in leaves]
     flat = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
     return flat.reshape(1, -1) if options.global_norm else flat
 
 
 def _unflatten(flat: Float[Array, "batch n"], like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
-    flat = flat.reshape(leaves[0].shape[0], -1)
+    flat = flat.reshape(leaves[0].shape[0], sum(map(_width, leaves)))
     out, start = [], 0
     for leaf in leaves:
-        size = leaf.size // leaf.shape[0]
+        size = _width(leaf)
         out.append(flat[:, start : start + size].reshape(leaf.shape).astype(leaf.dtype))
         start += size
     return jax.tree.unflatten(structure, out)

@@ -16,7 +16,8 @@ def multilabel_f1(
     Args:
       probabilities: predicted, in [0, 1].
       labels: 0 or 1.
-      threshold: a label is predicted where its probability is at least this.
+      threshold: a label is predicted where its probability is above this; at exactly 0.5 it is
+        not, as the official code's rounding has it (round(0.5) = 0).
 
     Returns:
       [B] float32. 1 where nothing is true and nothing predicted (the official code gives NaN).
@@ -29,7 +30,7 @@ def multilabel_f1(
             f"multilabel_f1: probabilities {probabilities.shape} and labels {labels.shape} must "
             "be the same [B, L]"
         )
-    predicted = (probabilities >= threshold).astype(jnp.float32)
+    predicted = (probabilities > threshold).astype(jnp.float32)
     true = labels.astype(jnp.float32)
     both = (predicted * true).sum(-1)
     either = predicted.sum(-1) + true.sum(-1)

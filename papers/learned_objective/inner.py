@@ -201,7 +201,7 @@ def _forward(
         if spec.tol:
             after = _where(active, after, state)
             largest = [
-                jnp.abs(a - b).reshape(batch, -1).max(-1)
+                jnp.abs(a - b).reshape(batch, math.prod(a.shape[1:])).max(-1)
                 for a, b in zip(jax.tree.leaves(after[0]), jax.tree.leaves(state[0]), strict=True)
             ]
             count = count + active

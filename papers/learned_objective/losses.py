@@ -1,5 +1,6 @@
 """The outer losses, one value an example."""
 
+import math
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def learned_objective_loss(
     def squared(x: Any, target: Any) -> Float[Array, " batch"]:
         wide = jnp.promote_types(x.dtype, jnp.float32)
         difference = x.astype(wide) - target.astype(wide)
-        return (difference**2).reshape(len(x), -1).sum(-1)
+        return (difference**2).reshape(len(x), math.prod(x.shape[1:])).sum(-1)
 
     each = jax.tree.leaves(jax.tree.map(squared, x, target))
     return jnp.stack(each).sum(0)

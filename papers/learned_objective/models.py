@@ -43,24 +43,25 @@ class FlowObjective(nn.Module):
     means: the size of a gradient step does not depend on the size of the image.
 
     Attributes:
-      features: channels of the two hidden convolutions and of the last.
+      features: channels of the two hidden convolutions and of the last; one number: of all.
 
     Call: x [B, H, W, 2], context (I1, I2) each [B, H, W, C] -> [B].
     """
 
-    features: tuple[int, int, int] = (32, 32, 16)
+    features: int | tuple[int, int, int] = (32, 32, 16)
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w 2"], context: Any) -> Float[Array, " batch"]:
         first, second = context
+        channels = (self.features,) * 3 if isinstance(self.features, int) else self.features
         conv = functools.partial(
             nn.Conv, kernel_size=(3, 3), conv_general_dilated=conv_general_dilated
         )
         # One pass for both: the two images are stacked on the batch axis.
         h = jnp.concatenate([first, warp_bilinear(second, x)])
-        h = nn.softplus(conv(self.features[0], name="conv0")(h))
-        h = nn.softplus(conv(self.features[1], name="conv1")(h))
-        h = nn.Conv(self.features[2], (1, 1), name="conv2")(h)
+        h = nn.softplus(conv(channels[0], name="conv0")(h))
+        h = nn.softplus(conv(channels[1], name="conv1")(h))
+        h = nn.Conv(channels[2], (1, 1), name="conv2")(h)
         one, two = jnp.split(h, 2)
         data = ((one - two) ** 2).sum(-1)
         raw = self.param("smoothness", nn.initializers.constant(0.0), (2,))

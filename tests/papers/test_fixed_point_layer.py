@@ -215,6 +215,18 @@ def test_divergence_is_told_and_stays_finite(solver):
     np.testing.assert_allclose(slope, root**2 / (1 - 2 * root), rtol=1e-3)
 
 
+def test_a_batch_without_examples_stays_one():
+    params, y, x0, _ = golden(jnp.float32)
+
+    def loss(params):
+        x, stats = fixed_point(g, params, y[:0], x0[:0])
+        return x.sum(), (x, stats.num_iters)
+
+    slope, (x, num_iters) = jax.grad(loss, has_aux=True)(params)
+    assert x.shape == (0, 16) and int(num_iters) == 0
+    assert all((leaf == 0).all() for leaf in slope)
+
+
 def test_trees_of_different_shapes():
     def both(params, x, y):
         a, b = x["a"], x["b"]
@@ -427,7 +439,9 @@ def test_norm_of_a_convolution():
 def test_f1_is_counted_per_example():
     probabilities = jnp.array([[0.9, 0.2, 0.5], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [0.9, 0.1, 0.1]])
     labels = jnp.array([[1.0, 1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0]])
-    np.testing.assert_allclose(multilabel_f1(probabilities, labels), [0.5, 1.0, 0.0, 1.0])
+    np.testing.assert_allclose(
+        multilabel_f1(probabilities, labels), [2 / 3, 1.0, 0.0, 1.0], rtol=1e-6
+    )
     with pytest.raises(ValueError, match="must be the same"):
         multilabel_f1(probabilities, labels[:2])
 

@@ -273,6 +273,13 @@ def test_jit_vmap_and_batches_agree():
         assert float(jnp.abs(jnp.delete(cross[i], i, 0)).max()) == 0
 
 
+def test_a_batch_without_examples_has_no_losses():
+    params, *rows = golden()
+    rows = [row[:0] for row in rows]
+    assert learned_objective_loss(f, params, *rows, num_steps=2, step_size=0.2).shape == (0,)
+    assert inner_minimize(f, params, *rows[:2], num_steps=2, step_size=0.2, tol=0.1).shape == (0, 4)
+
+
 def test_bfloat16_stays_finite():
     params, x0, z, target = golden(jnp.bfloat16)
     loss, slope = jax.value_and_grad(
@@ -361,6 +368,8 @@ def test_warps_have_the_right_slope_and_sign():
     slope = jax.grad(lambda f: warp_bilinear(ramp, f).sum())(flow)
     np.testing.assert_allclose(slope[0, :, :7, 0], 1.0)
     np.testing.assert_allclose(slope[..., 1], 0.0)
+    still = jax.grad(lambda f: warp_bilinear(ramp, f).sum())(jnp.zeros_like(flow))
+    np.testing.assert_allclose(still[0, 0, :, 0], [0.5, 1, 1, 1, 1, 1, 1, 0.5])
     signal = jnp.arange(10.0)[None] ** 2
     np.testing.assert_allclose(warp_linear_1d(signal, jnp.array([2.0]))[0, :8], signal[0, 2:])
     np.testing.assert_allclose(warp_linear_1d(signal, jnp.array([-20.0]))[0], 0.0)
@@ -394,6 +403,8 @@ def test_the_flow_objective_is_lowest_at_the_true_flow():
     model = FlowObjective((8, 8, 4))
     images = (pair["first"], pair["first"])
     params = model.init(jax.random.key(1), pair["flow"], images)
+    same = FlowObjective(8).init(jax.random.key(1), pair["flow"], images)["params"]
+    assert same["conv2"]["kernel"].shape == (1, 1, 8, 8)
     still = model.apply(params, jnp.zeros_like(pair["flow"]), images)
     moved = model.apply(params, jnp.ones_like(pair["flow"]), images)
     assert still.shape == (4,) and (still < moved).all()
