@@ -215,6 +215,26 @@ def _iterate(
     return _unflatten(found.x, x0), stats
 
 
+def _neumann(times: Callable[[PyTree], PyTree], v: PyTree, options: Options) -> PyTree:
+    """The limit c of c <- A c + v from c = v; `times` is c -> A c."""
+    if not options.relative:
+        return _linear_limit(times, v, options)
+    # Squares of a tiny v would vanish beside the floors of the iteration, or altogether. By a
+    # power of two, so that an ordinary v gives the same numbers as without.
+    flat = _flatten(v, options)
+    largest = jnp.abs(flat).max(-1, initial=0.0)
+    if options.global_norm and options.axis_name is not None:
+        largest = jax.lax.pmax(largest, options.axis_name)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    exponent = jnp.where(usable, jnp.frexp(largest)[1], 0)[:, None]
+    c = _linear_limit(times, _unflatten(jnp.ldexp(flat, -exponent), v), options)
+    return _unflatten(jnp.ldexp(_flatten(c, options), exponent), v)
+
+
+def _linear_limit(times: Callable[[PyTree], PyTree], v: PyTree, options: Options) -> PyTree:
+    return _iterate(lambda c: jax.tree.map(jnp.add, times(c), v), v, options)[0]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _implicit(
     g: Map, spec: _Spec, params: PyTree, y: PyTree, x0: PyTree
@@ -245,8 +265,7 @@ def _linear(
     g: Map, options: Options, transpose: bool, params: PyTree, y: PyTree, x: PyTree, v: PyTree
 ) -> PyTree:
     """The limit c of c <- A c + v from c = v, with A = J^T (transpose) or J, J = dg/dx at x."""
-    times = _jacobian(g, transpose, params, y, x)
-    return _iterate(lambda c: jax.tree.map(jnp.add, times(c), v), v, options)[0]
+    return _neumann(_jacobian(g, transpose, params, y, x), v, options)
 
 
 def _jacobian(
@@ -305,10 +324,10 @@ def _root(
     def tangent_solve(minus_i_plus_j: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
         # (J - I) u = b  <=>  u = J u - b. A bare loop could not be transposed.
         def neumann(matvec: Callable[[PyTree], PyTree], b: PyTree) -> PyTree:
-            def turn(u: PyTree) -> PyTree:
-                return jax.tree.map(lambda a, u, b: a + u - b, matvec(u), u, b)
+            def times(u: PyTree) -> PyTree:
+                return jax.tree.map(jnp.add, matvec(u), u)
 
-            return _iterate(turn, jax.tree.map(jnp.negative, b), spec.backward)[0]
+            return _neumann(times, jax.tree.map(jnp.negative, b), spec.backward)
 
         return jax.lax.custom_linear_solve(
             minus_i_plus_j, b, solve=neumann, transpose_solve=neumann
@@ -337,8 +356,7 @@ def neumann_vjp(
       c = (I - J^T)^-1 v, like v. Not differentiable in reverse mode; `fixed_point` is.
     """
     _batch_size(v)
-    options = Options(tol=tol, max_iter=max_iter)
-    return _iterate(lambda c: jax.tree.map(jnp.add, vjp_fn(c), v), v, options)[0]
+    return _neumann(vjp_fn, v, Options(tol=tol, max_iter=max_iter))
 
 
 def gradient_step_map(

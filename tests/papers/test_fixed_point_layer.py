@@ -119,6 +119,22 @@ def test_the_gradient_is_the_dense_implicit_one():
         np.testing.assert_allclose(pull(v)[0][row], dense, atol=1e-6)
 
 
+@pytest.mark.parametrize("differentiation", ["implicit", "root"])
+def test_the_gradient_scales_with_the_loss_however_small(differentiation):
+    params, y, x0, v = golden(jnp.float32)
+    options = dict(tol=1e-12, max_iter=200, differentiation=differentiation)
+    _, pull = jax.vjp(lambda y: fixed_point(g, params, y, x0, **options)[0], y)
+    pull = jax.jit(pull)
+    (expected,) = pull(v)
+    for scale in (1e-18, 1e-28):
+        np.testing.assert_allclose(pull(scale * v)[0] / scale, expected, rtol=2e-5, atol=1e-6)
+    # A row of zeros stays one, beside rows of very different sizes.
+    sizes = jnp.array([0.0, 1e-20, 1.0, 1e20, 0.0])[:, None]
+    found = pull(sizes * v)[0]
+    assert float(jnp.abs(found[jnp.array([0, 4])]).max()) == 0
+    np.testing.assert_allclose(found[1:4] / sizes[1:4], expected[1:4], rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_fixed_point_does_not_depend_on_the_start_nor_on_damping(solver):
     params, y, x0, _ = golden(jnp.float32)
