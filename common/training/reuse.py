@@ -1,5 +1,6 @@
 """Results of phases that other runs want too: a teacher is trained once."""
 
+import contextlib
 import hashlib
 import inspect
 import logging
@@ -63,7 +64,8 @@ def load(path: Path, phase: Phase, num_seeds: int, mesh: Mesh, previous: Any) ->
         if jax.process_index() == 0:
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            with contextlib.suppress(FileNotFoundError):  # another run may have been first
+                path.rename(aside)
         return None
     log.info("phase %s: taken from %s", phase.name, path)
     return kept
