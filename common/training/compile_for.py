@@ -94,7 +94,7 @@ def compile_phases(config: ConfigDict, devices: list[Any]) -> list[Compiled]:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            first = str(error).splitlines()[0]
+            first = str(error).splitlines()[0].rstrip(".")
             if not first.startswith("RESOURCE_EXHAUSTED"):
                 raise
             raise ValueError(
