@@ -15,6 +15,8 @@ Example = dict[str, np.ndarray]
 
 _SLICE = re.compile(r"^(?P<split>\w+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?$")
 
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
 
 class Source:
     """A sequence of examples (dicts of numpy arrays), opened at first use.
@@ -49,7 +51,10 @@ class Source:
             return int(text)
 
         start, stop = position(self._start, 0), position(self._stop, count)
-        return rows, range(count)[start:stop]
+        where = range(count)[start:stop]
+        if not where:
+            raise DataError(f"data set {self.info.name}: split {self.split!r} is empty")
+        return rows, where
 
     def __len__(self) -> int:
         known = self.info.splits[self._base]
@@ -88,8 +93,6 @@ class Source:
         if isinstance(rows, dict):
             return {name: values[where.start : where.stop] for name, values in rows.items()}
         examples = [self[i] for i in range(len(where))]
-        if not examples:
-            raise DataError(f"data set {self.info.name}: split {self.split!r} is empty")
         return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
@@ -110,7 +113,12 @@ def default_data_dir() -> Path:
 def copy_folder(name: str, data_dir: str | Path | None) -> Path | None:
     """The newest prepared copy `data_dir/name/x.y.z`, or None."""
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    versions = [p for p in (root / name).glob("*.*.*") if (p / "features.json").is_file()]
+    # Beside the versions tfds may have left an unfinished x.y.z.incompleteABC.
+    versions = [
+        p
+        for p in (root / name).glob("*.*.*")
+        if _VERSION.fullmatch(p.name) and (p / "features.json").is_file()
+    ]
     return max(versions, key=lambda p: [int(x) for x in p.name.split(".")], default=None)
 
 

@@ -4,11 +4,13 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -149,8 +151,18 @@ def save_tree(path: Path, tree: Any) -> None:
     path = Path(os.path.abspath(path))
     if path.exists():
         return
+    # First under a name that no other run has, which may be writing the same tree.
+    unique = int(multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31))))
+    own = path.with_name(f"{path.name}.{unique}.tmp")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, _wrapped(tree))
+        checkpointer.save(own, _wrapped(tree))
+    if jax.process_index() == 0:
+        try:
+            own.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+            shutil.rmtree(own)
 
 
 def load_tree(path: Path, abstract: Any) -> Any:

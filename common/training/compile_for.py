@@ -22,6 +22,11 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _SHAPE = re.compile(r"(pred|[suf]\d+|bf16|f8\w+)\[([\d,]*)\]")
 
+_SMALLER = (
+    "use more chips, a smaller config.batch_size, config.mesh.fsdp, config.remat or "
+    "config.accumulate"
+)
+
 
 class Compiled(NamedTuple):
     """One phase on one topology; every number is of one chip and one step.
@@ -68,7 +73,11 @@ def topology_devices(topology: str) -> list[Any]:
 
 
 def compile_phases(config: ConfigDict, devices: list[Any]) -> list[Compiled]:
-    """Lowers and compiles the step of every phase of a config for these devices."""
+    """Lowers and compiles the step of every phase of a config for these devices.
+
+    Raises:
+      ValueError: the batch does not divide by the chips, or a phase does not fit their memory.
+    """
     configs.validate(config, len(devices))
     mesh = sharding.make_mesh(config.mesh, devices)
     out, previous = [], None
@@ -81,7 +90,17 @@ def compile_phases(config: ConfigDict, devices: list[Any]) -> list[Compiled]:
         whole = sharding.replicated(mesh)
         key = jax.ShapeDtypeStruct((), key.dtype, sharding=whole)
         steps = jax.ShapeDtypeStruct((1,), np.int32, sharding=whole)
-        compiled = built.dispatch.lower(built.state, built.batch, key, steps).compile()
+        lowered = built.dispatch.lower(built.state, built.batch, key, steps)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            first = str(error).splitlines()[0].rstrip(".")
+            if not first.startswith("RESOURCE_EXHAUSTED"):
+                raise
+            raise ValueError(
+                f"phase {phase.name!r} does not fit {len(devices)} x {devices[0].device_kind}: "
+                f"{first}: {_SMALLER}"
+            ) from error
         out.append(_measure(phase.name, built, compiled, len(devices)))
     return out
 
@@ -147,9 +166,8 @@ def report(config: ConfigDict, topology: str) -> str:
             too_large.append(f"phase {phase.phase!r} needs {_size(phase.peak_bytes)}")
     if too_large:
         raise ValueError(
-            "\n".join(lines) + f"\n\n{'; '.join(too_large)}, a chip has {_size(chip.memory)}: use "
-            "more chips, a smaller config.batch_size, config.mesh.fsdp, config.remat or "
-            "config.accumulate"
+            "\n".join(lines)
+            + f"\n\n{'; '.join(too_large)}, a chip has {_size(chip.memory)}: {_SMALLER}"
         )
     return "\n".join(lines)
 

@@ -1,12 +1,15 @@
 """Results of phases that other runs want too: a teacher is trained once."""
 
+import contextlib
 import hashlib
 import inspect
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -45,9 +48,24 @@ def folder(phase: Phase, config: ConfigDict, seeds: Sequence[int]) -> Path | Non
 
 
 def load(path: Path, phase: Phase, num_seeds: int, mesh: Mesh, previous: Any) -> Any:
-    """The final state kept in a folder, or None where there is none."""
+    """The final state kept in a folder, or None where there is none.
+
+    A damaged one is reported by name and set aside as `damaged-<name>`.
+    """
     if not path.is_dir():
         return None
-    log.info("phase %s: taken from %s", phase.name, path)
     built = program.build(phase, mesh, num_seeds=num_seeds, previous=previous)
-    return checkpoints.load_tree(path, built.state)
+    try:
+        kept = checkpoints.load_tree(path, built.state)
+    # Orbax and tensorstore raise many kinds of error for an unreadable file.
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        log.warning("phase %s: %s is damaged (%s): trained again", phase.name, path, reason)
+        if jax.process_index() == 0:
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another run may have been first
+                path.rename(aside)
+        return None
+    log.info("phase %s: taken from %s", phase.name, path)
+    return kept

@@ -57,6 +57,19 @@ def test_slices_of_splits(split, ids):
     np.testing.assert_array_equal(part.arrays()["image"], whole.arrays()["image"][slice(*ids)])
 
 
+def test_an_empty_slice_is_named():
+    source = data.load("digits", "train[5:2]")
+    with pytest.raises(data.DataError, match=r"digits: split 'train\[5:2\]' is empty"):
+        data.stream(source, 4, seed=0).batch(0)
+
+
+def test_an_unfinished_copy_is_not_one(tmp_path):
+    folder = tmp_path / "bibtex" / "1.0.0.incompleteABC12"
+    folder.mkdir(parents=True)
+    (folder / "features.json").touch()
+    assert data.available("bibtex", tmp_path)[0] is False
+
+
 def test_the_same_call_gives_the_same_arrays():
     assert data.load("digits", "train").arrays() is data.load("digits", "train").arrays()
 

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from reprise.common.training import compile_for
+from reprise.common.training import run as training
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -88,6 +90,25 @@ def test_a_state_that_does_not_fit_is_told(monkeypatch):
     monkeypatch.setattr(compile_for, "compile_phases", lambda config, devices: [huge])
     with pytest.raises(ValueError, match="phase 'main' needs 1024 GiB, a chip has 16 GiB: use"):
         compile_for.report(type("C", (), {"paper": "p", "variant": "v"}), "v5e:2x2")
+
+
+def test_a_program_that_the_compiler_refuses_is_told_without_a_traceback(monkeypatch):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(error)
+
+    def built(*args, **options):
+        dispatch = SimpleNamespace(lower=lambda *args: Lowered())
+        return SimpleNamespace(state=(), batch=(), dispatch=dispatch)
+
+    monkeypatch.setattr(compile_for.program, "build", built)
+    config = training.load_config("fixed_point_layer:maze")
+    error = "RESOURCE_EXHAUSTED: Used 30.0G of 15.8G hbm.\nmore"
+    with pytest.raises(ValueError, match=r"phase 'train' does not fit 1 x cpu: .* hbm: use more"):
+        compile_for.compile_phases(config, jax.devices())
+    error = "INTERNAL: a bug"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        compile_for.compile_phases(config, jax.devices())
 
 
 class FakeChip:

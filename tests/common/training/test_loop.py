@@ -407,9 +407,32 @@ def test_a_reusable_phase_is_trained_once(tmp_path, caplog):
     assert "phase warmup: taken from" in caplog.text
     assert not [r for r in second.history if r["phase"] == "warmup" and r["kind"] == "train"]
     assert_same(jax.device_get(first.state), jax.device_get(second.state))
+    (kept,) = (tmp_path / "cache").iterdir()
+    for path in kept.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    third = run.train(phases, config)
+    assert f"phase warmup: {kept} is damaged" in caplog.text
+    assert_same(jax.device_get(first.state), jax.device_get(third.state))
+    found = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert found == sorted([kept.name, f"damaged-{kept.name}"])
     caplog.clear()
     run.train(phases, toy.get_config(cache_dir=str(tmp_path / "cache"), **{"model.width": 16}))
     assert "taken from" not in caplog.text
+
+
+def test_the_first_of_two_runs_that_keep_the_same_tree_wins(tmp_path, monkeypatch):
+    path, wrapped = tmp_path / "teacher", checkpoints._wrapped
+
+    def meanwhile(tree):  # another run, which is faster
+        monkeypatch.setattr(checkpoints, "_wrapped", wrapped)
+        checkpoints.save_tree(path, {"w": np.ones(3)})
+        return wrapped(tree)
+
+    monkeypatch.setattr(checkpoints, "_wrapped", meanwhile)
+    checkpoints.save_tree(path, {"w": np.zeros(3)})
+    np.testing.assert_array_equal(checkpoints.load_tree(path, {"w": np.zeros(3)})["w"], 1.0)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["teacher"]
 
 
 @pytest.mark.parametrize(
