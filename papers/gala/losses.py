@@ -51,8 +51,7 @@ def subspace_clustering_cost(
     """
     _check_latent("subspace_clustering_cost", latent, mu, lam)
     wide = latent.astype(jnp.promote_types(latent.dtype, jnp.float32))
-    mu, lam = jnp.asarray(mu, wide.dtype), jnp.asarray(lam, wide.dtype)
-    return 0.5 * mu * _filtered(wide, lam / mu)[0]
+    return 0.5 * mu * _filtered(wide, jnp.asarray(lam / mu, wide.dtype))[0]
 
 
 _dot = functools.partial(jnp.matmul, precision="highest")

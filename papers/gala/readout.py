@@ -96,11 +96,12 @@ def read_out(
 
 
 def _check_finite(what: str, matrix: Float[Any, "n _"]) -> None:
-    rows = np.isfinite(np.asarray(matrix, np.float32)).all(1)
-    if not rows.all():
+    values = np.asarray(matrix, np.float32)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
         raise ValueError(
-            f"{what} has {(~rows).sum()} of {len(rows)} rows that are not finite, the first is row "
-            f"{rows.argmin()}"
+            f"{what} has {len(bad)} of {values.size} values that are not finite, the first in row "
+            f"{bad[0, 0]}"
         )
 
 

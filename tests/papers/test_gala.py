@@ -434,11 +434,11 @@ print("ok")
         (lambda: knn_affinity(jnp.ones((3, 2)), k=3), r"k = 3: must be in 1..2 for 3 rows"),
         (
             lambda: read_out("spectral_raw", jnp.ones((3, 2)).at[1, 0].set(jnp.nan), 2, None),
-            "spectral_raw: latent has 1 of 3 rows that are not finite, the first is row 1",
+            "spectral_raw: latent has 1 of 6 values that are not finite, the first in row 1",
         ),
         (
             lambda: spectral_assignment(np.full((3, 3), np.nan), 2, None),
-            "affinity has 3 of 3 rows that are not finite",
+            "affinity has 9 of 9 values that are not finite",
         ),
         (lambda: spectral_assignment(np.ones((3, 2)), 2, None), r"\(3, 2\) must be \[n, n\]"),
         (lambda: read_out("ward", jnp.ones((3, 2)), 2, None), "'ward': allowed are kmeans_l2"),
