@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 
 def _logits_alike(name: str, student: Array, teacher: Array) -> None:
     if student.ndim != 2 or student.shape != teacher.shape:
@@ -13,10 +15,6 @@ def _logits_alike(name: str, student: Array, teacher: Array) -> None:
             f"{name}: student_logits {student.shape} and teacher_logits {teacher.shape} must be "
             "the same [B, K]"
         )
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def kd_kl_divergence(
@@ -33,8 +31,8 @@ def kd_kl_divergence(
       ValueError: shapes that differ or are not [B, K].
     """
     _logits_alike("kd_kl_divergence", student_logits, teacher_logits)
-    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(_wide(teacher_logits)) / temperature)
-    log_q = jax.nn.log_softmax(_wide(student_logits) / temperature)
+    log_p = jax.nn.log_softmax(jax.lax.stop_gradient(wide(teacher_logits)) / temperature)
+    log_q = jax.nn.log_softmax(wide(student_logits) / temperature)
     each = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
     return temperature**2 * each if scale_by_t2 else each
 
@@ -52,8 +50,8 @@ def soft_cross_entropy(
       ValueError: shapes that differ or are not [B, K].
     """
     _logits_alike("soft_cross_entropy", student_logits, teacher_logits)
-    target = jax.nn.softmax(jax.lax.stop_gradient(_wide(teacher_logits)) / temperature)
-    return -(target * jax.nn.log_softmax(_wide(student_logits) / temperature)).sum(-1)
+    target = jax.nn.softmax(jax.lax.stop_gradient(wide(teacher_logits)) / temperature)
+    return -(target * jax.nn.log_softmax(wide(student_logits) / temperature)).sum(-1)
 
 
 def squared_feature_loss(
@@ -71,7 +69,7 @@ def squared_feature_loss(
             f"squared_feature_loss: student_features {student_features.shape} and "
             f"teacher_features {teacher_features.shape} must be the same"
         )
-    difference = _wide(student_features) - jax.lax.stop_gradient(_wide(teacher_features))
+    difference = wide(student_features) - jax.lax.stop_gradient(wide(teacher_features))
     return (difference**2).reshape(len(difference), -1).sum(-1)
 
 
@@ -94,7 +92,7 @@ def attention_transfer_loss(
         )
 
     def attention(x: Array) -> Array:
-        energy = (_wide(x) ** 2).mean(-1).reshape(len(x), -1)
+        energy = (wide(x) ** 2).mean(-1).reshape(len(x), -1)
         # The limit at a map of zeros, without the NaN of its square root's slope.
         return energy * jax.lax.rsqrt(jnp.maximum((energy**2).sum(-1, keepdims=True), 1e-24))
 
@@ -119,7 +117,7 @@ def flow_matrix(
         raise ValueError(
             f"flow_matrix: front {front.shape} must be a whole multiple of back {back.shape}"
         )
-    f, b = _wide(front), _wide(back)
+    f, b = wide(front), wide(back)
     f = f.reshape(f.shape[0], b.shape[1], rows, b.shape[2], cols, f.shape[3]).max((2, 4))
     pixels = b.shape[1] * b.shape[2]
     return jnp.einsum("bhwn,bhwm->bnm", f, b, precision="highest") / pixels
@@ -157,8 +155,8 @@ def clip_to_reference_norm(grads: Any, reference_grads: Any, factor: Any = 1.0) 
         )
 
     def clip(g: Array, reference: Array) -> Array:
-        norm = jnp.sqrt((_wide(g) ** 2).sum())
-        cap = factor * jnp.sqrt((_wide(reference) ** 2).sum())
+        norm = jnp.sqrt((wide(g) ** 2).sum())
+        cap = factor * jnp.sqrt((wide(reference) ** 2).sum())
         return (g * jnp.minimum(1.0, cap / jnp.maximum(norm, 1e-12))).astype(g.dtype)
 
     return jax.tree.map(clip, grads, reference_grads)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
@@ -50,12 +52,7 @@ def nearest_rotation(
     shape = jnp.shape(matrix)
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
         raise ValueError(f"nearest_rotation: matrix {shape} must be [..., d, d] with d >= 2")
-    return _polar(_wide(matrix), reflection)
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _polar(wide(matrix), reflection)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -224,7 +221,7 @@ def apply_rigid(
 
 def _points(name: str, source: Any, target: Any, weights: Any) -> tuple[Array, Array, Array]:
     """Wide floats, with 0 where the weight is 0."""
-    source, target = _wide(source), _wide(target)
+    source, target = wide(source), wide(target)
     if source.ndim < 2 or source.shape[-1] < 2 or source.shape != target.shape:
         raise ValueError(
             f"{name}: source {source.shape} and target {target.shape} must be the same "
@@ -232,7 +229,7 @@ def _points(name: str, source: Any, target: Any, weights: Any) -> tuple[Array, A
         )
     if weights is None:
         return source, target, jnp.ones(source.shape[:-1], source.dtype)
-    weights = _wide(weights)
+    weights = wide(weights)
     if weights.shape != source.shape[:-1]:
         raise ValueError(f"{name}: weights {weights.shape} must be {source.shape[:-1]}")
     seen = weights[..., None] > 0

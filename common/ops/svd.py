@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 _einsum = functools.partial(jnp.einsum, precision="highest")
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def truncated_svd(
@@ -53,7 +50,7 @@ def truncated_svd(
         raise ValueError(
             f"truncated_svd: rank = {rank}, gradient_rank = {gradient_rank}: must be 1 or more"
         )
-    return _svd(_wide(matrix), min(rank, *shape[-2:]), gradient_rank, eps)
+    return _svd(wide(matrix), min(rank, *shape[-2:]), gradient_rank, eps)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -163,8 +160,8 @@ def align_singular_vectors(
             f"align_singular_vectors: student {jnp.shape(student)} and teacher "
             f"{jnp.shape(teacher)} must be [B, C, J] and [B, C, K] with the same B and C"
         )
-    student = _wide(student)
-    cosine = jax.lax.stop_gradient(_einsum("bcj,bck->bjk", student, _wide(teacher)))
+    student = wide(student)
+    cosine = jax.lax.stop_gradient(_einsum("bcj,bck->bjk", student, wide(teacher)))
     chosen = jnp.abs(cosine).argmax(1)[:, None]
     sign = jnp.where(jnp.take_along_axis(cosine, chosen, 1) < 0, -1, 1).astype(student.dtype)
     return sign * jnp.take_along_axis(student, chosen, 2)
@@ -185,6 +182,6 @@ def left_vectors(
             f"left_vectors: matrix {jnp.shape(matrix)} and right_vectors "
             f"{jnp.shape(right_vectors)} must be [..., N, C] and [..., C, k]"
         )
-    moved = _einsum("...nc,...ck->...nk", _wide(matrix), _wide(right_vectors))
+    moved = _einsum("...nc,...ck->...nk", wide(matrix), wide(right_vectors))
     energy = (moved**2).sum(-2, keepdims=True)
     return moved * jax.lax.rsqrt(jnp.maximum(energy, 1e-24))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 
 def warp_bilinear(
     image: Float[Array, "batch height width channels"], flow: Float[Array, "batch height width 2"]
@@ -29,7 +31,7 @@ def warp_bilinear(
         )
     _, height, width, _ = image.shape
     # Positions in float32 whatever comes in: bfloat16 has no pixel beyond 256.
-    flow = flow.astype(jnp.promote_types(flow.dtype, jnp.float32))
+    flow = wide(flow)
     x = jnp.clip(jnp.arange(width, dtype=flow.dtype) + flow[..., 0], 0, width - 1)
     y = jnp.clip(jnp.arange(height, dtype=flow.dtype)[:, None] + flow[..., 1], 0, height - 1)
     left = jnp.clip(jnp.floor(jax.lax.stop_gradient(x)), 0, max(width - 2, 0))
@@ -65,7 +67,7 @@ def warp_linear_1d(
             f"warp_linear_1d: signal {signal.shape} must be [B, L] and shift {shift.shape} [B]"
         )
     length = signal.shape[1]
-    shift = shift.astype(jnp.promote_types(shift.dtype, jnp.float32))
+    shift = wide(shift)
     t = jnp.clip(jnp.arange(length, dtype=shift.dtype) + shift[:, None], 0, length - 1)
     left = jnp.clip(jnp.floor(jax.lax.stop_gradient(t)), 0, max(length - 2, 0))
     weight, i = t - left, left.astype(jnp.int32)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 
 def _check(name: str, student: Array, teacher: Array) -> None:
     if student.ndim < 2 or student.shape != teacher.shape:
@@ -13,10 +15,6 @@ def _check(name: str, student: Array, teacher: Array) -> None:
             f"{name}: student_features {student.shape} and teacher_features {teacher.shape} must "
             "be the same [B, ..., M]; a connector brings the student's to the teacher's width"
         )
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def activation_boundary_loss(
@@ -46,7 +44,7 @@ def activation_boundary_loss(
     """
     _check("activation_boundary_loss", student_features, teacher_features)
     side = jnp.where(jax.lax.stop_gradient(teacher_features) > 0, 1.0, -1.0)
-    hinge = jnp.maximum(margin - side * _wide(student_features), 0.0)
+    hinge = jnp.maximum(margin - side * wide(student_features), 0.0)
     return (hinge**2).reshape(len(hinge), -1).sum(-1)
 
 
@@ -119,6 +117,6 @@ def centered_logit_loss(
             f"centered_logit_loss: student_logits {student_logits.shape} and teacher_logits "
             f"{teacher_logits.shape} must be the same [B, K]"
         )
-    v, u = _wide(student_logits), jax.lax.stop_gradient(_wide(teacher_logits))
+    v, u = wide(student_logits), jax.lax.stop_gradient(wide(teacher_logits))
     difference = (u - u.mean(-1, keepdims=True)) - (v - v.mean(-1, keepdims=True))
     return weight * (difference**2).mean(-1)

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
+from reprise.common.ops.dtypes import wide
+
 
 def bss_loss_weights(
     epoch: Real[Array, "..."] | float, num_epochs: float
@@ -55,7 +57,7 @@ def boundary_similarity(
         )
 
     def flat(x: Array) -> Array:
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(len(x), -1)
+        return wide(x).reshape(len(x), -1)
 
     a, b = flat(perturbation_a), flat(perturbation_b)
     # The floor keeps slopes finite at a length of 0.

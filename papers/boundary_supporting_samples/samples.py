@@ -10,11 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from reprise.common.ops.dtypes import wide
+
 LogitsFn = Callable[[Any], Any]  # [B, H, W, C] -> [B, K]
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def select_base_samples(
@@ -56,7 +54,7 @@ def select_base_samples(
             f"select_base_samples: num_samples = {num_samples}: must be in 1..{count}, the batch"
         )
     student, teacher = (
-        jax.nn.softmax(_wide(jax.lax.stop_gradient(z))) for z in (student_logits, teacher_logits)
+        jax.nn.softmax(wide(jax.lax.stop_gradient(z))) for z in (student_logits, teacher_logits)
     )
     correct = (student_logits.argmax(-1) == labels) & (teacher_logits.argmax(-1) == labels)
     others = jnp.arange(student.shape[1]) != labels[:, None]
@@ -96,7 +94,7 @@ def target_class_from_uniform(
     if teacher_logits.shape[1] < 2:
         raise ValueError(f"target_class_from_uniform: {teacher_logits.shape}: needs two classes")
     order = jnp.argsort(teacher_logits, axis=-1, descending=True)[:, 1:]
-    probability = jax.nn.softmax(_wide(jax.lax.stop_gradient(teacher_logits)))
+    probability = jax.nn.softmax(wide(jax.lax.stop_gradient(teacher_logits)))
     cumulative = jnp.take_along_axis(probability, order, 1).cumsum(-1)
     # The last sum, not a sum of its own: rounding must not put the mark beyond every class.
     mark = jax.lax.stop_gradient(uniform)[:, None] * cumulative[:, -1:]
@@ -164,12 +162,12 @@ def boundary_supporting_samples(
             f"boundary_supporting_samples: num_steps = {num_steps} must be 0 or more, clip_min = "
             f"{clip_min} below clip_max = {clip_max}"
         )
-    start = jax.lax.stop_gradient(_wide(images))
+    start = jax.lax.stop_gradient(wide(images))
     axes = tuple(range(1, images.ndim))
     shape = (-1,) + (1,) * len(axes)
 
     def logits(x: Array) -> Array:
-        return _wide(logits_fn(x.astype(images.dtype)))
+        return wide(logits_fn(x.astype(images.dtype)))
 
     base = logits(start).argmax(-1)
 

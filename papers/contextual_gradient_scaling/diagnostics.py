@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from reprise.common.ops.dtypes import wide
 from reprise.papers.contextual_gradient_scaling import learner, tasks
 
 
@@ -25,7 +26,7 @@ def linear_cka(x: Float[Array, "n d"], y: Float[Array, "n e"]) -> Float[Array, "
         raise ValueError(f"linear_cka: {x.shape} and {y.shape} must be [n, d] and [n, e]")
 
     def gram(values: Array) -> Array:
-        centred = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        centred = wide(values)
         centred = centred - centred.mean(0)
         return centred @ centred.T
 

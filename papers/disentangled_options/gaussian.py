@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from reprise.papers.disentangled_options.losses import check_batch, of_option, pairs, root, wide
+from reprise.common.ops.dtypes import wide
+from reprise.papers.disentangled_options.losses import check_batch, of_option, pairs, root
 
 EPSILON = 1e-12  # guards the square root at 0
 

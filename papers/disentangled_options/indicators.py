@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
+from reprise.common.ops.dtypes import wide
 from reprise.papers.disentangled_options.gaussian import (
     gaussian_hellinger_regularizer,
     gaussian_log_prob,
 )
-from reprise.papers.disentangled_options.losses import hellinger_regularizer, pairs, wide
+from reprise.papers.disentangled_options.losses import hellinger_regularizer, pairs
 
 Trace = Int[Array, "time ..."]
 

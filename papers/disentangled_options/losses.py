@@ -9,11 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-
-def wide(x: Array) -> Array:
-    """float32 or wider."""
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from reprise.common.ops.dtypes import wide
 
 
 def of_option(values: Float[Array, "batch options ..."], option: Int[Array, " batch"]) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from reprise.common.ops.conv import conv_general_dilated
+from reprise.common.ops.dtypes import wide
 
 LOG_STD = (-3.0, 0.5)  # range of the logarithm of a Gaussian policy's standard deviation
 
@@ -54,7 +55,7 @@ class OptionNetwork(nn.Module):
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.widths):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
-        features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        features = wide(x)
         still = jax.lax.stop_gradient(features) if self.stop_features else features
         values = nn.Dense(self.num_options, name="values")(features)
         terminations = nn.sigmoid(nn.Dense(self.num_options, name="terminations")(still))

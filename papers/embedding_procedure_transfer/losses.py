@@ -1,17 +1,11 @@
 """What the student learns from the teacher's embedding procedure: its result and its steps."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
 from reprise.papers.embedding_procedure_transfer.layers import Params, message_passing
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def affinity_kl(
@@ -33,7 +27,7 @@ def affinity_kl(
             f"affinity_kl: p_logits {shape} and q_logits {jnp.shape(q_logits)} must be the same "
             "[B, B]"
         )
-    log_p, log_q = jax.nn.log_softmax(_wide(p_logits)), jax.nn.log_softmax(_wide(q_logits))
+    log_p, log_q = jax.nn.log_softmax(wide(p_logits)), jax.nn.log_softmax(wide(q_logits))
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
@@ -66,7 +60,7 @@ def alteration_knowledge_loss(
             f"alteration_knowledge_loss: teacher_messages {shape} and student_messages "
             f"{jnp.shape(student_messages)} must be the same [B, B, I D]"
         )
-    difference = _wide(student_messages) - jax.lax.stop_gradient(_wide(teacher_messages))
+    difference = wide(student_messages) - jax.lax.stop_gradient(wide(teacher_messages))
     return jnp.abs(difference).sum(-1).mean()
 
 

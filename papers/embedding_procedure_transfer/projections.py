@@ -1,22 +1,17 @@
 """From feature maps to points of low dimension: stacked PCA with a plane between its two stages."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
 from reprise.common.ops.svd import canonicalize_sign, left_vectors, truncated_svd
 
 State = dict[str, Array]  # mean [1, C], singular_values [1, C / 2], components [C, C / 2]
 
 _einsum = functools.partial(jnp.einsum, precision="highest")
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _unit(x: Array) -> Array:
@@ -51,8 +46,8 @@ def stacked_pca_vectors(
             f"{teacher_features.shape} must be the same [B, H, W, C]"
         )
     batch, *_, channels = student_features.shape
-    student = _wide(student_features).reshape(batch, -1, channels)
-    teacher = jax.lax.stop_gradient(_wide(teacher_features)).reshape(batch, -1, channels)
+    student = wide(student_features).reshape(batch, -1, channels)
+    teacher = jax.lax.stop_gradient(wide(teacher_features)).reshape(batch, -1, channels)
     v = canonicalize_sign(truncated_svd(teacher, 1)[1])
     u = left_vectors(teacher, v)
     return _unit(_einsum("bnc,bn->bc", student, u[..., 0])), v[..., 0]
@@ -76,7 +71,7 @@ def sphere_to_plane(x: Float[Array, "*batch c"], eps: float = 1e-6) -> Float[Arr
     """
     if not jnp.ndim(x) or not jnp.shape(x)[-1]:
         raise ValueError(f"sphere_to_plane: x {jnp.shape(x)} must be [..., C]")
-    x = _wide(x)
+    x = wide(x)
     c = x.shape[-1] ** -0.5
     factor = 2 / jnp.maximum(1 + c * x.sum(-1, keepdims=True), eps)
     return (x + c) * factor - 2 * c
@@ -121,7 +116,7 @@ def incremental_pca_update(
     code, not the sqrt(n m / (n + m)) of the usual incremental PCA.
     """
     _fits("incremental_pca_update", state, x)
-    state, x = jax.lax.stop_gradient((state, _wide(x)))
+    state, x = jax.lax.stop_gradient((state, wide(x)))
     mean = x.mean(0, keepdims=True)
     old = state["singular_values"] * state["components"]
     before = jnp.where((old != 0).any(), state["mean"], mean)
@@ -147,7 +142,7 @@ def batch_pca(x: Float[Array, "batch c"]) -> State:
     """
     if jnp.ndim(x) != 2 or jnp.shape(x)[-1] % 2:
         raise ValueError(f"batch_pca: x {jnp.shape(x)} must be [B, C] with an even C")
-    x = jax.lax.stop_gradient(_wide(x))
+    x = jax.lax.stop_gradient(wide(x))
     mean, half = x.mean(0, keepdims=True), x.shape[-1] // 2
     values, components = truncated_svd(x - mean, half)
     missing = (0, half - values.shape[-1])
@@ -170,7 +165,7 @@ def incremental_pca_project(
     """
     _fits("incremental_pca_project", state, x)
     state = jax.lax.stop_gradient(state)
-    return _einsum("bc,cd->bd", _wide(x) - state["mean"], state["components"])
+    return _einsum("bc,cd->bd", wide(x) - state["mean"], state["components"])
 
 
 def cosine_affinity(x: Float[Array, "batch d"]) -> Float[Array, "batch batch"]:
@@ -183,7 +178,7 @@ def cosine_affinity(x: Float[Array, "batch d"]) -> Float[Array, "batch batch"]:
     """
     if jnp.ndim(x) != 2:
         raise ValueError(f"cosine_affinity: x {jnp.shape(x)} must be [B, D]")
-    unit = _unit(_wide(x))
+    unit = _unit(wide(x))
     return _einsum("id,jd->ij", unit, unit)
 
 

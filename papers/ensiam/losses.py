@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 Views = Float[Array, "views batch d"]
 
 
@@ -15,13 +17,9 @@ def _check(name: str, predictions: Array, projections: Array) -> None:
         )
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def unit(x: Float[Array, "... d"], eps: float = 1e-8) -> Float[Array, "... d"]:
     """x / max(|x|, eps), in float32 or wider; the gradient at 0 is finite."""
-    x = _wide(x)
+    x = wide(x)
     return x / jnp.sqrt(jnp.maximum((x**2).sum(-1, keepdims=True), eps**2))
 
 
@@ -42,7 +40,7 @@ def ensemble_target(
     """
     if projections.ndim != 3 or not len(projections):
         raise ValueError(f"ensemble_target: projections {projections.shape} must be [K, B, d]")
-    members = unit(projections) if normalize_members else _wide(projections)
+    members = unit(projections) if normalize_members else wide(projections)
     return jax.lax.stop_gradient(members.mean(0))
 
 

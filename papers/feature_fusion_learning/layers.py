@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from reprise.common.ops.conv import conv_general_dilated
+from reprise.common.ops.dtypes import wide
 
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 DENSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -82,7 +83,7 @@ class FusionModule(nn.Module):
         )(x)
         fused = nn.relu(self._norm("bn2", x, train))
         logits = dense(self.num_classes, self.features, self.dtype, "fc")(fused.mean((1, 2)))
-        return fused, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return fused, wide(logits)
 
     def _norm(self, name: str, x: Array, train: bool) -> Array:
         return nn.BatchNorm(

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from reprise.common.ops.dtypes import wide
 
 
 def _check_networks(name: str, sub_logits: Array, labels: Array) -> None:
@@ -28,7 +26,7 @@ def ensemble_logits(
     """
     if sub_logits.ndim != 3:
         raise ValueError(f"ensemble_logits: sub_logits {sub_logits.shape} must be [M, B, K]")
-    return _wide(sub_logits).mean(0)
+    return wide(sub_logits).mean(0)
 
 
 def soft_target_kl(
@@ -58,9 +56,9 @@ def soft_target_kl(
             f"{teacher_logits.shape} must be the same [B, K]"
         )
     # In float32 at least: bfloat16 would lose the epsilon.
-    target = jax.nn.softmax(jax.lax.stop_gradient(_wide(teacher_logits)) / temperature)
+    target = jax.nn.softmax(jax.lax.stop_gradient(wide(teacher_logits)) / temperature)
     target = target + target_epsilon
-    log_p = jax.nn.log_softmax(_wide(student_logits) / temperature)
+    log_p = jax.nn.log_softmax(wide(student_logits) / temperature)
     return temperature**2 * (target * (jnp.log(target) - log_p)).sum(-1)
 
 
@@ -149,6 +147,6 @@ def deep_mutual_learning_loss(
 
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:
-    log_p = jax.nn.log_softmax(_wide(logits))
+    log_p = jax.nn.log_softmax(wide(logits))
     where = jnp.broadcast_to(labels, logits.shape[:-1])[..., None]
     return -jnp.take_along_axis(log_p, where, -1)[..., 0]

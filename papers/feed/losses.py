@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-def _wide(x: Array) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from reprise.common.ops.dtypes import wide
 
 
 def _check(name: str, first: str, one: Array, second: str, other: Array) -> None:
@@ -45,7 +42,7 @@ def factor_distance(
     _check("factor_distance", "student_factor", student_factor, "teacher_factor", teacher_factor)
 
     def unit(v: Array) -> Array:
-        flat = _wide(v).reshape(len(v), -1)
+        flat = wide(v).reshape(len(v), -1)
         square = (flat**2).sum(-1, keepdims=True)
         # A factor of zeros lies in the constant branch: its slope is 0 / epsilon, cut below.
         length = jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
@@ -99,5 +96,5 @@ def reconstruction_loss(
     Source: Kim, Park, Kwak, NeurIPS 2018, released code; the text has the squared distance.
     """
     _check("reconstruction_loss", "features", features, "reconstruction", reconstruction)
-    difference = _wide(reconstruction) - jax.lax.stop_gradient(_wide(features))
+    difference = wide(reconstruction) - jax.lax.stop_gradient(wide(features))
     return abs(difference).reshape(len(difference), -1).mean(-1)

@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
+
 EPSILON, DECAY = 1e-5, 0.9  # of BatchNorm
 Params = Mapping[str, Array]
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def init_params(
@@ -62,7 +59,7 @@ def _normalised(
     params: Params, name: str, x: Array, train: bool, axis_name: str | None
 ) -> tuple[Array, dict[str, Array]]:
     """BatchNorm of x [B, features], and its new running statistics where it trains."""
-    mean, var = (_wide(params[f"{name}_bn_{part}"]) for part in ("mean", "var"))
+    mean, var = (wide(params[f"{name}_bn_{part}"]) for part in ("mean", "var"))
     new: dict[str, Array] = {}
     if train:
         before = {"mean": mean, "var": var}
@@ -75,7 +72,7 @@ def _normalised(
             f"{name}_bn_{part}": DECAY * old + (1 - DECAY) * jax.lax.stop_gradient(now[part])
             for part, old in before.items()
         }
-    scale, bias = (_wide(params[f"{name}_bn_{part}"]) for part in ("scale", "bias"))
+    scale, bias = (wide(params[f"{name}_bn_{part}"]) for part in ("scale", "bias"))
     return (x - mean) * jax.lax.rsqrt(var + EPSILON) * scale + bias, new
 
 
@@ -125,7 +122,7 @@ def attention_logits(
         )
     features, statistics = {}, {}
     for name, x in (("sender", back), ("receiver", front)):
-        mapped = jnp.matmul(_wide(x), _wide(kernels[name]), precision="highest")
+        mapped = jnp.matmul(wide(x), wide(kernels[name]), precision="highest")
         mapped, new = _normalised(params, name, mapped, train, axis_name)
         features[name] = mapped.reshape(len(x), -1, num_heads)
         statistics.update(new)
@@ -176,7 +173,7 @@ def estimate_back_vectors(
     Source: Lee, Song, BMVC 2019, the estimator.
     """
     batch = len(front)
-    given = jnp.zeros((0, batch, batch)) if given is None else _wide(given)
+    given = jnp.zeros((0, batch, batch)) if given is None else wide(given)
     square = all(x.ndim == 3 and x.shape[1:] == (batch, batch) for x in (logits, given))
     if not square or keep_mask.shape != (len(logits) + len(given), batch, 1):
         raise ValueError(
@@ -184,11 +181,11 @@ def estimate_back_vectors(
             f"{keep_mask.shape} must be [A, {batch}, {batch}], [G, {batch}, {batch}] and "
             f"[A + G, {batch}, 1] for front {front.shape}"
         )
-    graph = jnp.concatenate([jax.nn.softmax(_wide(logits), -1), given]) * keep_mask
-    value = jnp.matmul(_wide(front), _wide(params["value_kernel"]), precision="highest")
+    graph = jnp.concatenate([jax.nn.softmax(wide(logits), -1), given]) * keep_mask
+    value = jnp.matmul(wide(front), wide(params["value_kernel"]), precision="highest")
     value = jax.nn.relu(_normalised(params, "value", value, train, None)[0])
     moved = jnp.einsum("aij,jd->iad", graph, value, precision="highest").reshape(batch, -1)
-    out = jnp.matmul(moved, _wide(params["output_kernel"]), precision="highest")
+    out = jnp.matmul(moved, wide(params["output_kernel"]), precision="highest")
     return l2_normalize(out + params["output_bias"])
 
 

@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from reprise.common.ops.dtypes import wide
 from reprise.common.ops.svd import align_singular_vectors, canonicalize_sign, truncated_svd
 from reprise.papers.multi_head_graph_distillation.layers import attention_logits, l2_normalize
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def principal_vectors(
@@ -77,7 +74,7 @@ def vector_estimation_loss(
             f"vector_estimation_loss: estimate {estimate.shape} and target {target.shape} must be "
             "the same [B, Db]"
         )
-    return 1 - (l2_normalize(_wide(estimate)) * l2_normalize(_wide(target))).sum(-1)
+    return 1 - (l2_normalize(wide(estimate)) * l2_normalize(wide(target))).sum(-1)
 
 
 def attention_graph_loss(
@@ -99,8 +96,8 @@ def attention_graph_loss(
             f"attention_graph_loss: student_logits {student_logits.shape} and teacher_logits "
             f"{teacher_logits.shape} must be the same [A, B, B]"
         )
-    log_p = jax.nn.log_softmax(jnp.tanh(_wide(student_logits)), -1)
-    log_q = jax.nn.log_softmax(jnp.tanh(jax.lax.stop_gradient(_wide(teacher_logits))), -1)
+    log_p = jax.nn.log_softmax(jnp.tanh(wide(student_logits)), -1)
+    log_q = jax.nn.log_softmax(jnp.tanh(jax.lax.stop_gradient(wide(teacher_logits))), -1)
     return (jnp.exp(log_p) * (log_p - log_q)).sum((0, 2))
 
 

@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-def _wide(x: Array) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from reprise.common.ops.dtypes import wide
 
 
 def _check(name: str, student: Array, other: Array, what: str) -> None:
@@ -66,7 +63,7 @@ def partial_l2_loss(
     Source: Heo et al., ICCV 2019, the partial L2 distance.
     """
     _check("partial_l2_loss", student_features, target_features, "target_features")
-    q, target = _wide(student_features), jax.lax.stop_gradient(_wide(target_features))
+    q, target = wide(student_features), jax.lax.stop_gradient(wide(target_features))
     counts = (q > target) | (target > 0)
     each = jnp.where(counts, (q - target) ** 2, 0.0)
     return each.reshape(len(each), -1).sum(-1)
@@ -90,7 +87,7 @@ def overhaul_feature_loss(
     Source: Heo et al., ICCV 2019.
     """
     _check("overhaul_feature_loss", student_features, teacher_features, "teacher_features")
-    return partial_l2_loss(student_features, margin_relu(_wide(teacher_features), _wide(margin)))
+    return partial_l2_loss(student_features, margin_relu(wide(teacher_features), wide(margin)))
 
 
 def multilayer_overhaul_loss(

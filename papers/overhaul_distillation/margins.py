@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from reprise.common.ops.dtypes import wide
 
 
 def margin_from_batchnorm(
@@ -44,7 +41,7 @@ def margin_from_batchnorm(
             f"margin_from_batchnorm: bn_scale {jnp.shape(bn_scale)} and bn_bias "
             f"{jnp.shape(bn_bias)} must be the same [C]"
         )
-    sigma, mu = abs(_wide(bn_scale)), _wide(bn_bias)
+    sigma, mu = abs(wide(bn_scale)), wide(bn_bias)
     degenerate = sigma < 1e-12
     z = mu / jnp.where(degenerate, 1.0, sigma)
     # phi(z) / P(t < 0) by the scaled complementary error function: both are tiny, their ratio not.
@@ -70,10 +67,10 @@ def margin_from_features(
         raise ValueError(
             f"margin_from_features: features {jnp.shape(features)} must be [B, ..., C]"
         )
-    wide = _wide(features)
-    axes = tuple(range(wide.ndim - 1))
-    count = (wide < 0).sum(axes, dtype=wide.dtype)
-    return jnp.minimum(wide, 0.0).sum(axes) / (count + 1e-10)
+    features = wide(features)
+    axes = tuple(range(features.ndim - 1))
+    count = (features < 0).sum(axes, dtype=features.dtype)
+    return jnp.minimum(features, 0.0).sum(axes) / (count + 1e-10)
 
 
 def norms_of_taps(

@@ -6,13 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from reprise.common.ops.dtypes import wide
 from reprise.common.ops.svd import thin_svd
 from reprise.papers.procrustean_regression.alignment import procrustes_align
-
-
-def _wide(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def nuclear_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
@@ -28,7 +24,7 @@ def nuclear_norm(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     Raises:
       ValueError: not a matrix.
     """
-    matrix = _wide(matrix)
+    matrix = wide(matrix)
     if matrix.ndim != 2:
         raise ValueError(f"nuclear_norm: matrix {matrix.shape} must be [F, N]")
     return _nuclear(matrix)
@@ -68,7 +64,7 @@ def reprojection_error(
     Raises:
       ValueError: shapes that do not fit.
     """
-    shapes, points2d = _wide(shapes), _wide(points2d)
+    shapes, points2d = wide(shapes), wide(points2d)
     if shapes.ndim != 3 or shapes.shape[-1] != 3 or points2d.shape != (*shapes.shape[:2], 2):
         raise ValueError(
             f"reprojection_error: shapes {shapes.shape} must be [F, P, 3] and points2d "
@@ -80,7 +76,7 @@ def reprojection_error(
         raise ValueError(
             f"reprojection_error: mask {jnp.shape(mask)} must be [F, P] = {shapes.shape[:2]}"
         )
-    weight = _wide(mask)[..., None]
+    weight = wide(mask)[..., None]
     difference = shapes[..., :2] - jnp.where(weight > 0, points2d, 0)
     return 0.5 * (weight * difference**2).sum((1, 2))
 
@@ -143,7 +139,7 @@ def normalize_points(
     Raises:
       ValueError: shapes that do not fit.
     """
-    points = _wide(points)
+    points = wide(points)
     if points.ndim < 2 or points.shape[-1] not in (2, 3):
         raise ValueError(f"normalize_points: points {points.shape} must be [..., P, 2 or 3]")
     if mask is not None and jnp.shape(mask) != points.shape[:-1]:
