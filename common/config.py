@@ -203,8 +203,9 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigD
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """The plain fields on which a run's numbers depend."""
-    return {k: v for k, v in to_plain(config).items() if k not in FREE_FIELDS}
+    """The plain fields on which a run's numbers depend; its seeds are named beside them."""
+    plain = {k: v for k, v in to_plain(config).items() if k not in FREE_FIELDS}
+    return plain | {"study": {"over_seeds": config.study.over_seeds}}
 
 
 def digest(plain: Any) -> str:

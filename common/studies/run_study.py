@@ -29,7 +29,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | None = None) -> str:
     """Trains every arm over `config.study.seeds`; finished arms are kept, stopped ones continue.
 
-    Writes `results/<paper>/<variant>.json` and the figures beside it.
+    With more seeds than before, only the new ones are trained. Writes
+    `results/<paper>/<variant>.json` and the figures beside it.
 
     Args:
       config: of the method; the arms are changes of it.
@@ -54,15 +55,17 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
     states: dict[str, list[Any]] = {}
     with loop.Preemption() as preemption:
         for name, arm_config in arm_configs.items():
-            log.info("arm %s, seeds %s", name, ", ".join(map(str, seeds)))
-            origin = _origin(workdir / name, here)
-            done = run.run(arm_config, workdir / name, seeds=seeds, preemption=preemption)
+            groups, parts = _groups(workdir / name, seeds), []
+            for folder, together in groups:
+                log.info("arm %s, seeds %s", name, ", ".join(map(str, together)))
+                origins += [o for o in _origin(folder, here) if o not in origins]
+                parts.append(run.run(arm_config, folder, seeds=together, preemption=preemption))
+            done = _merged(parts, [together for _, together in groups], seeds)
             states[name] = done.states
             arms[name] = {
                 "metrics": measured(done, seeds, study, study.arms[name].reported),
-                "seconds": run.seconds(workdir / name),
+                "seconds": sum(run.seconds(folder) for folder, _ in groups),
             }
-            origins += [entry for entry in origin if entry not in origins]
     numbers = {
         name: {metric: np.asarray(row["per_seed"]) for metric, row in arm["metrics"].items()}
         for name, arm in arms.items()
@@ -92,6 +95,35 @@ def run_study(config: ConfigDict, workdir: str | Path, results: str | Path | Non
         if study.figures:
             figures = study.figures(config, numbers, states, folder)
     return summary.of_study(record, path, figures)
+
+
+def _groups(directory: Path, seeds: tuple[int, ...]) -> list[tuple[Path, tuple[int, ...]]]:
+    """The folders of an arm, each with seeds that train together.
+
+    Those that an earlier study began stay together where they are; the others get a folder below.
+    """
+    groups: list[tuple[Path, tuple[int, ...]]] = []
+    rest = seeds
+    for folder in (directory, *sorted(directory.glob("seeds-*"))):
+        path = folder / "config.json"
+        known = tuple(json.loads(path.read_text())["seeds"]) if path.exists() else ()
+        if known and set(known) <= set(rest):
+            groups.append((folder, known))
+            rest = tuple(seed for seed in rest if seed not in known)
+    if rest:
+        below = directory / f"seeds-{'-'.join(map(str, rest))}"
+        groups.append((below if groups else directory, rest))
+    return groups
+
+
+def _merged(parts: list[run.Run], groups: list[tuple[int, ...]], seeds: tuple[int, ...]) -> run.Run:
+    """The runs of an arm as one, in the order of `seeds`."""
+    order = [seed for group in groups for seed in group]
+    states = dict(zip(order, [s for part in parts for s in part.states], strict=True))
+    metrics = dict(zip(order, [m for part in parts for m in part.metrics], strict=True))
+    history = [row for part in parts for row in part.history]
+    figures = [figure for part in parts for figure in part.figures]
+    return run.Run([states[s] for s in seeds], [metrics[s] for s in seeds], history, figures)
 
 
 def _origin(directory: Path, here: dict[str, Any]) -> list[dict[str, Any]]:

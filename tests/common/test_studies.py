@@ -34,6 +34,11 @@ class Recipe:
         return Study(arms, claim, select="accuracy")
 
 
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 @pytest.fixture
 def study(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "recipe", lambda config: Recipe)
@@ -56,11 +61,10 @@ def test_a_study_writes_what_it_measured(study):
     for word in ("wide", "narrow", "(reported 0.9", "toy.json", "claim"):
         assert word in printed
     # The selected metric is the best of the evaluations, per seed.
-    lines = (work / "wide" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    logged = rows(work / "wide")
     selected = record["arms"]["wide"]["metrics"]["accuracy@best"]["per_seed"]
     for seed, best in zip((0, 5), selected, strict=True):
-        own = [r["accuracy"] for r in rows if r["kind"] == "eval" and r["seed"] == seed]
+        own = [r["accuracy"] for r in logged if r["kind"] == "eval" and r["seed"] == seed]
         assert best == max(own[1:])  # the first belongs to the phase before
 
 
@@ -85,6 +89,23 @@ def test_a_study_that_was_stopped_keeps_its_finished_arms(study, monkeypatch):
     again = json.loads((results / "toy" / "toy.json").read_text())
     assert again["commit"] == f"{first['commit']}, another"
     assert again["versions"] == first["versions"] and again["device"] == first["device"]
+
+
+def test_more_seeds_train_alone_beside_those_that_are_there(study):
+    config, work, results = study
+    run_study.run_study(config, work, results)
+    first = json.loads((results / "toy" / "toy.json").read_text())["arms"]
+    before = (work / "wide" / "metrics.jsonl").read_bytes()
+    more = configs.apply_overrides(config, {"study.seeds": (7, 0, 5)})
+    run_study.run_study(more, work, results)
+    assert (work / "wide" / "metrics.jsonl").read_bytes() == before
+    assert {row["seed"] for row in rows(work / "wide" / "seeds-7")} == {7}
+    for arm, found in json.loads((results / "toy" / "toy.json").read_text())["arms"].items():
+        for metric, row in found["metrics"].items():
+            assert row["per_seed"][1:] == first[arm]["metrics"][metric]["per_seed"]
+        assert found["seconds"] > first[arm]["seconds"]
+    # All of them are known the next time.
+    assert [seeds for _, seeds in run_study._groups(work / "wide", (0, 5, 7))] == [(0, 5), (7,)]
 
 
 def test_other_processes_of_a_cluster_know_the_rows_of_finished_arms(study, monkeypatch):
