@@ -133,7 +133,7 @@ def _origin(directory: Path, here: dict[str, Any]) -> list[dict[str, Any]]:
     """
     path = directory / "origin.json"
     known = json.loads(path.read_text()) if path.exists() else []
-    if run.seconds(directory) == 0.0 and here not in known:
+    if not run.finished(directory) and here not in known:
         known.append(here)
         if jax.process_index() == 0:
             directory.mkdir(parents=True, exist_ok=True)

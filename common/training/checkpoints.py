@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from reprise.common.training.logs import replace_text
+
 log = logging.getLogger("reprise")
 
 
@@ -78,10 +80,8 @@ class Checkpoints:
             self._write_sums(step)
 
     def _write_sums(self, step: int) -> None:
-        path = self.directory / f"{step}.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(_sums(self.directory / str(step))))
-        temporary.replace(path)
+        sums = json.dumps(_sums(self.directory / str(step)))
+        replace_text(self.directory / f"{step}.json", sums)
         for old in self.directory.glob("*.json"):
             if not (self.directory / old.stem).exists():
                 old.unlink()

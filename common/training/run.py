@@ -150,10 +150,14 @@ def train(
     return Run(states, final, metrics_log.rows, figures)
 
 
+def finished(directory: Path) -> bool:
+    """Whether a run ended in this workdir."""
+    return (directory / "seconds.txt").exists()
+
+
 def seconds(directory: Path) -> float:
     """How long the try took that finished the run of a workdir."""
-    path = directory / "seconds.txt"
-    return float(path.read_text()) if path.exists() else 0.0
+    return float((directory / "seconds.txt").read_text()) if finished(directory) else 0.0
 
 
 def _run_phases(

@@ -10,6 +10,9 @@ from reprise.common.studies.study import Arm, Results, Study
 from reprise.common.training.phase import Phase
 from reprise.papers.coupled_hypersphere import adaptation, backbones, figures
 
+# Above sqrt(alpha), where the repulsion acts from the first step.
+LARGE_RADIUS = 0.5
+
 
 def phases(config: ConfigDict) -> list[Phase]:
     """The backbone where it is made here; the memory bank; the adaptation."""
@@ -52,9 +55,8 @@ def _ablation(config: ConfigDict) -> Study:
         "trained_radius": Arm(),
         "fixed_radius": Arm({"model.train_radius": False}),
         "no_repulsion": Arm({"model.num_repel": 0}),
-        # Above sqrt(alpha), where the repulsion acts from the first step.
-        "large_radius": Arm({"model.radius": 0.5}),
-        "large_radius_no_repulsion": Arm({"model.radius": 0.5, "model.num_repel": 0}),
+        "large_radius": Arm({"model.radius": LARGE_RADIUS}),
+        "large_radius_no_repulsion": Arm({"model.radius": LARGE_RADIUS, "model.num_repel": 0}),
         "untrained": Arm({"model.arm": "untrained", "num_steps": 0}),
     }
 
@@ -63,17 +65,19 @@ def _ablation(config: ConfigDict) -> Study:
         text = (
             "the repulsion raises pixel AUROC in every seed, whatever radius the training starts at"
         )
-        holds = True
-        starts = {"trained_radius": "no_repulsion", "large_radius": "large_radius_no_repulsion"}
-        for (arm, without), start in zip(starts.items(), (config.model.radius, 0.5), strict=True):
+        pairs = (
+            (config.model.radius, "trained_radius", "no_repulsion"),
+            (LARGE_RADIUS, "large_radius", "large_radius_no_repulsion"),
+        )
+        for start, arm, without in pairs:
             full = results[arm]
-            holds = holds and bool((auroc[arm] > auroc[without]).all())
             text += (
                 f"; from {start:g}: {auroc[arm].mean():.3f} against {auroc[without].mean():.3f} "
                 f"without it, final radius {full['radius'].mean():.2f}, L_rep "
                 f"{full['repel'].mean():.2f}"
             )
-        return f"{text}. Radius fixed: {auroc['fixed_radius'].mean():.3f}", holds
+        holds = all((auroc[arm] > auroc[without]).all() for _, arm, without in pairs)
+        return f"{text}. Radius fixed: {auroc['fixed_radius'].mean():.3f}", bool(holds)
 
     return Study(arms, claim, select="pixel_auroc", figures=_draw)
 
